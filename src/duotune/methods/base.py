@@ -1,0 +1,187 @@
+"""What every method is: parameters, what they do at a backbone's ports, and a loss.
+
+A method is one file with one config dataclass. It knows neither the training loop nor the data.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ..backbones.base import Backbone, Port
+from ..errors import ClassNamesError, ConfigError, PortError
+
+
+@dataclass
+class MethodConfig:
+    """Settings of a method. Subclasses add theirs and check them all in `faults`."""
+
+    def faults(self) -> Iterator[str]:
+        """One sentence per setting that does not fit; nothing if all do."""
+        yield from ()
+
+    def validate(self) -> None:
+        """Raises ConfigError with every fault at once."""
+        if found := list(self.faults()):
+            raise ConfigError(*found)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> MethodConfig:
+        """Raises ConfigError naming unknown keys."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ConfigError(f"unknown settings {unknown} for {cls.__name__}; known: {sorted(known)}")
+        config = cls(**values)
+        config.validate()
+        return config
+
+
+@dataclass
+class ParamGroup:
+    """Parameters that share a learning rate.
+
+    Attributes:
+        name: for the log.
+        params: the parameters.
+        lr: base learning rate; a cosine over all epochs is applied to it.
+        warmup_epochs: epochs at the constant `warmup_lr` before the cosine starts.
+        warmup_lr: see above.
+    """
+
+    name: str
+    params: list[nn.Parameter]
+    lr: float
+    warmup_epochs: int = 1
+    warmup_lr: float = 1e-5
+
+
+@dataclass
+class ImageBatch:
+    """What a classification method reads.
+
+    Attributes:
+        pixel_values: (B, 3, S, S) normalised pixels; None if the method needs frozen features alone and has them.
+        frozen_features: (B, E) image features of the frozen backbone, not normalised; None to have them computed.
+    """
+
+    pixel_values: Tensor | None = None
+    frozen_features: Tensor | None = None
+
+    def __post_init__(self):
+        if self.pixel_values is None and self.frozen_features is None:
+            raise ConfigError("an image batch needs pixel_values or frozen_features; got neither")
+
+
+@dataclass
+class ClassifierOutput:
+    """What a classification method computes for a batch.
+
+    Attributes:
+        logits: (B, C) scaled cosines (or a linear head's output).
+        extras: tensors that only the method's own loss reads.
+    """
+
+    logits: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """Where training stands: `epoch` counts from 0 of `num_epochs`."""
+
+    epoch: int = 0
+    num_epochs: int = 1
+
+
+class Method(nn.Module, abc.ABC):
+    """Learnt parameters and what they do at a backbone's ports.
+
+    A subclass sets `Config` and `requires`, creates its parameters in `set_classes` or `__init__`,
+    and implements `forward`, `loss` and `param_groups`. The backbone is passed to every call and
+    never stored: a method's `state_dict` holds what was learnt and nothing else.
+
+    Attributes:
+        Config: the method's config dataclass.
+        requires: ports the backbone must have.
+        needs_frozen_features: reads `ImageBatch.frozen_features` (they can be cached).
+        needs_pixels: reads `ImageBatch.pixel_values` even when frozen features are given.
+        training_only: prefixes of parameters that prediction never reads; left out of artifacts.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    requires: ClassVar[frozenset[Port]] = frozenset({Port.TEXT_TOWER, Port.VISION_TOWER})
+    needs_frozen_features: ClassVar[bool] = False
+    needs_pixels: ClassVar[bool] = True
+    training_only: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: MethodConfig):
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.class_names: tuple[str, ...] = ()
+        self.template = ""
+        self._memory: dict[str, Tensor] = {}  # derived from weights; never saved
+
+    @classmethod
+    def check_ports(cls, name: str, backbone: Backbone) -> None:
+        """Raises PortError, before any weight is created, if the backbone lacks a port."""
+        if missing := sorted(str(p) for p in cls.requires - backbone.ports):
+            has = ", ".join(sorted(str(p) for p in backbone.ports))
+            raise PortError(f"{name} needs {', '.join(missing)}; {backbone.name} offers {has}")
+
+    def set_classes(self, backbone: Backbone, class_names: Sequence[str], template: str | Sequence[str]) -> None:
+        """Point the method at other classes; learnt parameters that do not depend on classes are kept.
+
+        Args:
+            class_names: C different, non-empty names; underscores read as spaces.
+            template: a prompt with one `{}`, or several (zero-shot ensembles).
+        """
+        names = tuple(class_names)
+        if not names or any(not n.strip() for n in names):
+            raise ClassNamesError("class names must be a non-empty list of non-empty strings")
+        if doubled := sorted({n for n in names if names.count(n) > 1}):
+            raise ClassNamesError(f"class names must be different; {doubled} occur more than once")
+        for t in [template] if isinstance(template, str) else template:
+            if t.count("{}") != 1:
+                raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {t!r}")
+        self.class_names = names
+        self.template = template if isinstance(template, str) else tuple(template)
+        self._memory.clear()
+        self.on_classes(backbone)
+
+    def on_classes(self, backbone: Backbone) -> None:
+        """Hook of subclasses: tokenise names, create parameters that depend on the number of classes."""
+
+    def train(self, mode: bool = True) -> Method:
+        self._memory.clear()
+        return super().train(mode)
+
+    def remember(self, name: str, compute) -> Tensor:
+        """`compute()` once while nothing is being learnt; anew in training mode."""
+        if self.training or torch.is_grad_enabled():
+            return compute()
+        if name not in self._memory:
+            self._memory[name] = compute()
+        return self._memory[name]
+
+    @abc.abstractmethod
+    def forward(self, backbone: Backbone, batch: ImageBatch) -> ClassifierOutput: ...
+
+    @abc.abstractmethod
+    def loss(self, output: ClassifierOutput, labels: Tensor, progress: Progress) -> Tensor: ...
+
+    @abc.abstractmethod
+    def param_groups(self) -> list[ParamGroup]: ...
+
+    def artifact_state(self) -> dict[str, Tensor]:
+        """What prediction needs of `state_dict`."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith(self.training_only or ("\0",))}

@@ -1,0 +1,52 @@
+"""A plain lazy table "name -> module:attribute".
+
+Tables are ordinary dictionaries in the source, so that they can be read and searched; `register`
+adds to them from outside the package.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from typing import Any
+
+from .errors import ConfigError, UnknownNameError
+
+
+class Registry:
+    """Names of one kind of thing and where each lives; nothing is imported before `get`.
+
+    Args:
+        kind: what the names name, for error messages ("method").
+        table: name -> "package.module:attribute".
+    """
+
+    def __init__(self, kind: str, table: dict[str, str]):
+        self.kind = kind
+        self._table: dict[str, Any] = dict(table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._table))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def get(self, name: str) -> Any:
+        """The object called `name`. Raises UnknownNameError with the nearest known name."""
+        if name not in self._table:
+            raise UnknownNameError(self.kind, name, self._table)
+        target = self._table[name]
+        if isinstance(target, str):
+            module, _, attribute = target.partition(":")
+            target = self._table[name] = getattr(importlib.import_module(module), attribute)
+        return target
+
+    def register(self, name: str, target: Any) -> Any:
+        """Add `target` (an object, or "module:attribute") under a new name. Raises ConfigError if the name is taken."""
+        if name in self._table and self._table[name] is not target:
+            raise ConfigError(f"{self.kind} {name!r} is already registered; choose another name")
+        self._table[name] = target
+        return target
