@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .backbones.base import Backbone
@@ -81,6 +82,7 @@ def attach(
     class_names: Sequence[str],
     template: str | Sequence[str] = "a photo of a {}.",
     config: dict[str, Any] | None = None,
+    seed: int | None = 0,
     **settings: Any,
 ) -> PromptedModel:
     """Attach a method to a frozen backbone.
@@ -91,6 +93,7 @@ def attach(
         class_names: C names to classify into.
         template: prompt with one `{}`; several for a zero-shot ensemble.
         config, settings: fields of the method's config.
+        seed: of the learnt parameters' random start; None draws from torch's global generator.
 
     Raises:
         UnknownNameError, PortError, ConfigError, ClassNamesError: each says what to do.
@@ -102,7 +105,9 @@ def attach(
 
         backbone = load_backbone(backbone)
     kind.check_ports(method, backbone)
-    instance = kind(settings)
-    model = PromptedModel(backbone, instance, method)
-    instance.set_classes(backbone, class_names, template)
-    return model.to(backbone.device)
+    model = PromptedModel(backbone, kind(settings), method)
+    with torch.random.fork_rng(enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model.set_classes(class_names, template)
+    return model

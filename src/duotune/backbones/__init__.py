@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
+from pathlib import Path
+
+from ..errors import ConfigError, DataError
 from ..registry import Registry
 from .base import Backbone, DualEncoder, Port, TextSequence, TextTokens, VisionPrompts
 
@@ -14,4 +19,59 @@ BACKBONES = Registry(
 EMBEDDED = {"tiny": "tiny-clip"}
 """Names of models shipped with the package -> folder under `duotune/assets`."""
 
-__all__ = ["BACKBONES", "EMBEDDED", "Backbone", "DualEncoder", "Port", "TextSequence", "TextTokens", "VisionPrompts"]
+
+def load_backbone(name: str, dtype: str | None = None, device: str | None = None) -> Backbone:
+    """Load a frozen backbone.
+
+    Args:
+        name: an embedded name ("tiny"), a local folder, or a Hub id.
+        dtype: "float32", "bfloat16", "float16"; None: the stored one, float32 on a CPU.
+        device: "cpu", "cuda", ...; None: CUDA if there is one.
+
+    Raises:
+        UnknownNameError: the model's type has no adapter. DataError: it cannot be loaded.
+    """
+    import torch
+
+    if dtype is not None and dtype not in ("float32", "bfloat16", "float16"):
+        raise ConfigError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
+    source = name
+    if name in EMBEDDED:
+        source = str(resources.files("duotune") / "assets" / EMBEDDED[name])
+    kind = _model_type(name, source)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return BACKBONES.get(kind)(name, source, getattr(torch, dtype) if dtype else None, device)
+
+
+def _model_type(name: str, source: str) -> str:
+    if Path(source).is_dir():
+        config = Path(source) / "config.json"
+        if not config.is_file():
+            raise DataError(f"{name!r} is a folder without config.json; expected a Hugging Face model folder")
+        try:
+            return json.loads(config.read_text()).get("model_type", "unknown")
+        except ValueError as error:
+            raise DataError(f"{config} is not valid JSON ({error})") from error
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(source).model_type
+    except (OSError, ValueError) as error:
+        embedded = ", ".join(sorted(EMBEDDED))
+        raise DataError(
+            f"no backbone {name!r}: it is no embedded name ({embedded}), no local folder, and no Hub id that is in the "
+            "local cache or reachable"
+        ) from error
+
+
+__all__ = [
+    "BACKBONES",
+    "EMBEDDED",
+    "Backbone",
+    "DualEncoder",
+    "Port",
+    "TextSequence",
+    "TextTokens",
+    "VisionPrompts",
+    "load_backbone",
+]

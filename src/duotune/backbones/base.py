@@ -99,17 +99,26 @@ class Backbone(nn.Module, abc.ABC):
         return super().train(False)
 
     def fingerprint(self) -> str:
-        """16 hex digits that depend on every weight's name, shape and value in the model's stored precision.
+        """16 hex digits that depend on every weight's name, shape and value as loaded.
 
-        Independent of the device; computed once.
+        Independent of device and of the precision the model is later cast to; computed once.
         """
         if self._fingerprint is None:
             digest = hashlib.sha256()
             for name, tensor in sorted(self.model.state_dict().items()):
-                digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().cpu().float().contiguous().numpy())
             self._fingerprint = digest.hexdigest()[:16]
         return self._fingerprint
+
+    def _apply(self, fn, *args, **kwargs):
+        # a cast to a lower precision loses bits: take the fingerprint of what was loaded first
+        probe = (
+            next(self.model.parameters())[:0] if next(self.model.parameters()).ndim else next(self.model.parameters())
+        )
+        if fn(probe).dtype != probe.dtype:
+            self.fingerprint()
+        return super()._apply(fn, *args, **kwargs)
 
     @property
     def device(self) -> torch.device:

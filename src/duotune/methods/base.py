@@ -157,6 +157,7 @@ class Method(nn.Module, abc.ABC):
         self.template = template if isinstance(template, str) else tuple(template)
         self._memory.clear()
         self.on_classes(backbone)
+        self.to(backbone.device)
 
     def on_classes(self, backbone: Backbone) -> None:
         """Hook of subclasses: tokenise names, create parameters that depend on the number of classes."""

@@ -1,7 +1,7 @@
 """Learnable prompt tokens as plain torch modules. No other room of the house is imported here."""
 
-from .class_aware import CandidateAttention, ClassAwarePrompts
+from .class_aware import AuxiliaryHead, CandidateAttention, ClassAwarePrompts
 from .context import ContextTokens
 from .visual import VisualPromptTokens
 
-__all__ = ["CandidateAttention", "ClassAwarePrompts", "ContextTokens", "VisualPromptTokens"]
+__all__ = ["AuxiliaryHead", "CandidateAttention", "ClassAwarePrompts", "ContextTokens", "VisualPromptTokens"]

@@ -1,14 +1,14 @@
 """Class-aware visual prompts, CAVPT (DPT, arXiv 2208.08340, section 3.3).
 
-        text features of the Q candidates            the layer's tokens [CLS, patches], detached
-                    │ W_meta                                   ╎ + 10 learnt extra tokens
-                 query_j ──────────── attention ─────────── keys, values
-                    │                     │ o_j
-                    └────── + ────────────┤
-                            │             └─► LayerNorm1 ─► auxiliary classifier
-                        LayerNorm2
-                            │
-                     prompt token j  ─► appended to the layer's input
+text features of the Q candidates            the layer's tokens [CLS, patches], detached
+            │ W_meta                                   ╎ + 10 learnt extra tokens
+         query_j ──────────── attention ─────────── keys, values
+            │                     │ o_j
+            └────── + ────────────┤
+                    │             └─► LayerNorm1 ─► auxiliary classifier
+                LayerNorm2
+                    │
+             prompt token j  ─► appended to the layer's input
 """
 
 from __future__ import annotations
@@ -44,28 +44,17 @@ class ClassAwarePrompts(nn.Module):
     Args:
         text_width: width of the joint embedding space the candidates' text features live in.
         width: vision width d.
-        num_classes: C of the auxiliary classifier, which serves training alone.
         num_extra_tokens: learnt tokens beside the layer's own as keys and values (10 in the authors' code).
         inner: width of queries and keys (32).
         std: standard deviation of the extra tokens' normal start.
     """
 
-    def __init__(
-        self,
-        text_width: int,
-        width: int,
-        num_classes: int,
-        num_extra_tokens: int = 10,
-        inner: int = 32,
-        std: float = 0.02,
-    ):
+    def __init__(self, text_width: int, width: int, num_extra_tokens: int = 10, inner: int = 32, std: float = 0.02):
         super().__init__()
         self.meta = nn.Linear(text_width, width)
         self.attention = CandidateAttention(width, inner)
         self.extra_tokens = nn.Parameter(torch.randn(num_extra_tokens, width) * std)
-        self.norm_aux = nn.LayerNorm(width)
-        self.norm_prompt = nn.LayerNorm(width)
-        self.aux_classifier = nn.Linear(width, num_classes, bias=False)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, hidden: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
         """Prompt tokens for one layer.
@@ -75,13 +64,22 @@ class ClassAwarePrompts(nn.Module):
             candidates: (B, Q, text_width) text features of each image's candidate classes, not normalised.
 
         Returns:
-            prompts (B, Q, d), and the attended candidates o (B, Q, d) that `auxiliary` classifies.
+            prompts (B, Q, d), and the attended candidates o (B, Q, d) that an `AuxiliaryHead` classifies.
         """
         queries = self.meta(candidates)
         extra = self.extra_tokens.to(hidden.dtype).expand(len(hidden), -1, -1)
         attended = self.attention(queries, torch.cat([hidden.detach(), extra], dim=1))
-        return self.norm_prompt(attended + queries), attended
+        return self.norm(attended + queries), attended
 
-    def auxiliary(self, attended: Tensor) -> Tensor:
-        """(..., d) attended candidates -> (..., C) auxiliary logits"""
-        return self.aux_classifier(self.norm_aux(attended))
+
+class AuxiliaryHead(nn.Module):
+    """Classifies attended candidates while training: a linear layer without bias on LayerNorm1(o)."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.classifier = nn.Linear(width, num_classes, bias=False)
+
+    def forward(self, attended: Tensor) -> Tensor:
+        """(..., d) -> (..., C)"""
+        return self.classifier(self.norm(attended))

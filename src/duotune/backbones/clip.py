@@ -1,0 +1,135 @@
+"""CLIP (any Hugging Face `CLIPModel` with a ViT) as a dual encoder whose towers are driven layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ClassNamesError, DataError
+from .base import DualEncoder, TextSequence, TextTokens, VisionPrompts
+from .layers import PackedTexts, text_layer, vision_layer
+
+
+class ClipBackbone(DualEncoder):
+    """Ports of a `CLIPModel`.
+
+    Args:
+        name: what it was loaded from.
+        model: the `CLIPModel`; frozen and put into eval mode here.
+        tokenizer: its `CLIPTokenizer`.
+        image_size: pixels. image_mean, image_std: RGB normalisation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model,
+        tokenizer,
+        image_mean: Sequence[float] = (0.48145466, 0.4578275, 0.40821073),
+        image_std: Sequence[float] = (0.26862954, 0.26130258, 0.27577711),
+    ):
+        super().__init__(name, model)
+        self.tokenizer = tokenizer
+        text, vision = model.config.text_config, model.config.vision_config
+        self.text_width, self.vision_width = text.hidden_size, vision.hidden_size
+        self.text_layers, self.vision_layers = text.num_hidden_layers, vision.num_hidden_layers
+        self.max_text_tokens = text.max_position_embeddings
+        self.embed_dim = model.config.projection_dim
+        self.image_size = vision.image_size
+        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+
+    # transformers 5.16 nests the towers' modules one level deeper than later releases
+    @property
+    def _text(self):
+        return getattr(self.model.text_model, "text_model", self.model.text_model)
+
+    @property
+    def _vision(self):
+        return getattr(self.model.vision_model, "vision_model", self.model.vision_model)
+
+    @property
+    def logit_scale(self) -> Tensor:
+        return self.model.logit_scale.float().exp()
+
+    def tokenize(self, texts: Sequence[str]) -> TextTokens:
+        rows = self.tokenizer(list(texts)).input_ids
+        for text, row in zip(texts, rows):
+            if len(row) > self.max_text_tokens:
+                raise ClassNamesError(
+                    f"{text!r} has {len(row)} tokens, the text tower of {self.name} holds {self.max_text_tokens}; "
+                    "shorten the class name or the template"
+                )
+        # the end token is the last one the tokenizer wrote: the same position under both of CLIP's conventions
+        # (highest id, or first id equal to the configured end token)
+        eos = torch.tensor([len(row) - 1 for row in rows])
+        ids = torch.full((len(rows), int(eos.max()) + 1), rows[0][-1])
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        return TextTokens(ids.to(self.device), eos.to(self.device))
+
+    def embed_tokens(self, ids: Tensor) -> Tensor:
+        return self._text.embeddings.token_embedding(ids)
+
+    def encode_sequence(self, sequence: TextSequence) -> Tensor:
+        tower = self._text
+        positions = tower.embeddings.position_embedding.weight
+        packed = PackedTexts(len(sequence.shared), sequence.own.shape[1], sequence.eos)
+        if packed.num_shared + packed.length > self.max_text_tokens:
+            raise ClassNamesError(
+                f"context and class name need {packed.num_shared + packed.length} tokens, the text tower of "
+                f"{self.name} holds {self.max_text_tokens}; use fewer context tokens or shorter names"
+            )
+        own = packed.unpad(sequence.own[:, : packed.length].to(positions.dtype))
+        shared = sequence.shared.to(positions.dtype)
+        rows = torch.cat([shared + positions[: len(shared)], own + positions[packed.positions]])
+        layers = tower.encoder.layers
+        for i, layer in enumerate(layers):
+            rows = text_layer(layer, rows, packed, last=i == len(layers) - 1)
+        return self.model.text_projection(tower.final_layer_norm(rows))
+
+    def encode_image(self, pixel_values: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
+        tower = self._vision
+        x = tower.pre_layrnorm(tower.embeddings(pixel_values))
+        layers = tower.encoder.layers
+        for i, layer in enumerate(layers):
+            tokens = prompts(i, x) if prompts is not None else None
+            if tokens is not None and prompts.persistent:
+                x = torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+                tokens = None
+            x = vision_layer(layer, x, tokens, last=i == len(layers) - 1)
+        return self.model.visual_projection(tower.post_layernorm(x[:, 0]))
+
+
+def load_clip(name: str, source: str | Path, dtype: torch.dtype | None, device: torch.device | str) -> ClipBackbone:
+    """Load a `CLIPModel` folder or Hub id. `dtype` None keeps the stored precision, but float32 on a CPU."""
+    from transformers import AutoTokenizer, CLIPModel
+    from transformers.image_processing_base import ImageProcessingMixin
+
+    try:
+        model, report = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        processor, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"cannot load the CLIP model {name!r}: {first}; expected a folder with config.json, model.safetensors, "
+            "tokenizer and preprocessor files, or a Hub id that is in the local cache or reachable"
+        ) from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise DataError(
+            f"{name!r} lacks {len(missing)} weights of a CLIPModel (first: {missing[0]}); is the file complete?"
+        )
+    backbone = ClipBackbone(
+        name,
+        model,
+        tokenizer,
+        processor.get("image_mean", (0.48145466, 0.4578275, 0.40821073)),
+        processor.get("image_std", (0.26862954, 0.26130258, 0.27577711)),
+    )
+    if dtype is None and torch.device(device).type == "cpu":
+        dtype = torch.float32
+    return backbone.to(device=device, dtype=dtype)

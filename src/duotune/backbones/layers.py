@@ -1,0 +1,135 @@
+"""Frozen CLIP layers, run by hand on the Hugging Face modules' own weights.
+
+Two differences from calling the modules, both exact: rows that nobody reads are not computed (the
+outputs of prompt tokens; every row but the pooled one in the last layer), and rows that all texts
+share are computed once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(..., N, d) -> (..., heads, N, d / heads)"""
+    return x.unflatten(-1, (heads, -1)).transpose(-2, -3)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(..., heads, N, h) -> (..., N, heads * h)"""
+    return x.transpose(-2, -3).flatten(-2)
+
+
+def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
+    """x + MLP(LayerNorm2(x)) of any rows (..., d)."""
+    return x + layer.mlp(layer.layer_norm2(x))
+
+
+def vision_layer(layer: nn.Module, x: Tensor, prompts: Tensor | None, last: bool) -> Tensor:
+    """One vision layer; prompt tokens serve as keys and values and have no output.
+
+    Args:
+        layer: a `CLIPEncoderLayer`.
+        x: (B, N, d) the sequence.
+        prompts: (P, d) shared by the batch, (B, P, d), or None.
+        last: compute the first row (CLS) alone.
+
+    Returns:
+        (B, N, d), or (B, 1, d) if `last`.
+    """
+    attention = layer.self_attn
+    heads = attention.num_heads
+    h = layer.layer_norm1(x)
+    keys, values = attention.k_proj(h), attention.v_proj(h)
+    if prompts is not None:
+        p = layer.layer_norm1(prompts.to(x.dtype))
+        # a (P, d) prompt is projected once, not once per image
+        keys = torch.cat([keys, attention.k_proj(p).expand(len(x), -1, -1)], dim=1)
+        values = torch.cat([values, attention.v_proj(p).expand(len(x), -1, -1)], dim=1)
+    if last:
+        h, x = h[:, :1], x[:, :1]
+    queries = attention.q_proj(h)
+    attended = F.scaled_dot_product_attention(
+        split_heads(queries, heads), split_heads(keys, heads), split_heads(values, heads), scale=attention.scale
+    )
+    return feed_forward(layer, x + attention.out_proj(merge_heads(attended)))
+
+
+class PackedTexts:
+    """Index arithmetic for texts with a shared beginning, rows after each end token left out.
+
+    Rows are laid out as [shared rows, own rows of text 0 up to its end, own rows of text 1, ...].
+
+    Args:
+        num_shared: S.
+        length: L, padded length of the own parts.
+        eos: (N,) end position of each text within its own part.
+    """
+
+    def __init__(self, num_shared: int, length: int, eos: Tensor):
+        self.num_shared = num_shared
+        self.length = int(eos.max()) + 1 if len(eos) else length
+        self.num_texts = len(eos)
+        positions = torch.arange(self.length, device=eos.device)
+        valid = positions[None] <= eos[:, None]
+        self.own = valid.flatten().nonzero().squeeze(1)
+        self.positions = num_shared + positions.expand(self.num_texts, -1).flatten()[self.own]
+        ends = valid.sum(1).cumsum(0) - 1
+        self.end_rows = num_shared + ends
+        self.eos = eos
+        self.causal = torch.ones(self.length, self.length, dtype=torch.bool, device=eos.device).triu(1)
+
+    def pad(self, rows: Tensor) -> Tensor:
+        """(number of own rows, d) -> (N, L, d), zeros after each end"""
+        padded = rows.new_zeros(self.num_texts * self.length, rows.shape[-1]).index_copy(0, self.own, rows)
+        return padded.view(self.num_texts, self.length, -1)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(N, L, d) -> (number of own rows, d)"""
+        return padded.flatten(0, 1)[self.own]
+
+
+def text_layer(layer: nn.Module, rows: Tensor, packed: PackedTexts, last: bool) -> Tensor:
+    """One causal text layer over packed rows.
+
+    Args:
+        layer: a `CLIPEncoderLayer`.
+        rows: (R, d), laid out by `packed`.
+        last: compute the N end rows alone.
+
+    Returns:
+        (R, d), or (N, d) if `last`.
+    """
+    attention, s = layer.self_attn, packed.num_shared
+    heads = attention.num_heads
+    h = layer.layer_norm1(rows)
+    keys, values = attention.k_proj(h), attention.v_proj(h)
+    shared_k, shared_v = split_heads(keys[:s], heads), split_heads(values[:s], heads)  # (H, S, h)
+    own_k, own_v = split_heads(packed.pad(keys[s:]), heads), split_heads(packed.pad(values[s:]), heads)  # (N, H, L, h)
+    if last:
+        queries = attention.q_proj(h[packed.end_rows])
+        own_q = split_heads(queries[:, None], heads)  # (N, H, 1, h)
+        hidden = torch.arange(packed.length, device=rows.device) > packed.eos[:, None]
+        mask = hidden[:, None, None, :]
+    else:
+        queries = attention.q_proj(h)
+        own_q = split_heads(packed.pad(queries[s:]), heads)
+        mask = packed.causal
+    # scores against the shared rows in one product per head, against the own rows per text; one softmax over both
+    n, _, length, width = own_q.shape
+    flat_q = own_q.transpose(0, 1).reshape(heads, n * length, width)
+    to_shared = (flat_q @ shared_k.transpose(1, 2)).view(heads, n, length, s).transpose(0, 1)
+    to_own = (own_q @ own_k.transpose(2, 3)).masked_fill(mask, float("-inf"))
+    weights = (torch.cat([to_shared, to_own], dim=-1) * attention.scale).softmax(-1, dtype=torch.float32).to(rows.dtype)
+    from_shared = weights[..., :s].transpose(0, 1).reshape(heads, n * length, s) @ shared_v
+    attended = from_shared.view(heads, n, length, width).transpose(0, 1) + weights[..., s:] @ own_v
+    own_out = merge_heads(attended)
+    if last:
+        return feed_forward(layer, rows[packed.end_rows] + attention.out_proj(own_out[:, 0]))
+    shared_out = F.scaled_dot_product_attention(
+        split_heads(queries[:s], heads)[None], shared_k[None], shared_v[None], is_causal=True, scale=attention.scale
+    )
+    attended_rows = torch.cat([merge_heads(shared_out)[0], packed.unpad(own_out)])
+    return feed_forward(layer, rows + attention.out_proj(attended_rows))

@@ -1,0 +1,167 @@
+"""CoOp: context optimisation (arXiv 2109.01134).
+
+    [SOS] v1 … vM [class name] . [EOS]   ─► text tower ─► text feature of the class (at EOS)
+
+    logits = exp(logit_scale) · cos(image, text)        loss: cross-entropy
+
+The M context vectors are the only parameters. They are shared by all classes, or one set per class
+(`class_specific`). They stand before the name ("end": the class comes last), around it ("middle":
+half of them before) or after it ("front"). The image tower sees no prompt, so its features are
+constants that may be cached.
+
+Where this differs from the authors' code: words to start from may be split into several tokens each
+(theirs counts words); nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbones.base import DualEncoder, TextSequence
+from ..errors import ClassNamesError, ConfigError
+from ..prompts.context import ContextTokens
+from .base import ClassifierOutput, ImageBatch, Method, MethodConfig, ParamGroup, Progress
+from .common import cosine_logits, frozen_image_features
+
+POSITIONS = ("end", "middle", "front")
+
+
+@dataclass
+class TextContextConfig(MethodConfig):
+    """A learnt text context.
+
+    num_context_tokens: M; replaced by the number of tokens of `init_words` if those are given.
+    class_specific: one context per class.
+    position: where the class name stands: "end", "middle" or "front".
+    init_words: words to start from ("a photo of a"); empty for N(0, 0.02).
+    text_lr, text_warmup_epochs: SGD rate and epochs at 1e-5 before the cosine.
+    """
+
+    num_context_tokens: int = 16
+    class_specific: bool = False
+    position: str = "end"
+    init_words: str = ""
+    text_lr: float = 0.002
+    text_warmup_epochs: int = 1
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if self.num_context_tokens < 1:
+            yield f"num_context_tokens must be at least 1, not {self.num_context_tokens}"
+        if self.position not in POSITIONS:
+            yield f"position must be one of {', '.join(POSITIONS)}, not {self.position!r}"
+        if self.text_lr <= 0:
+            yield f"text_lr must be positive, not {self.text_lr}"
+
+
+class TextContext(nn.Module):
+    """Context tokens and the class names they are read with.
+
+    Attributes:
+        context: the learnt `ContextTokens`.
+    """
+
+    def __init__(self, config: TextContextConfig):
+        super().__init__()
+        self.config = config
+
+    def set_classes(self, backbone: DualEncoder, class_names) -> None:
+        """Tokenise "name ." of every class and create the context tokens if there are none yet."""
+        names = [name.replace("_", " ") for name in class_names]
+        if not hasattr(self, "context"):
+            self._create(backbone, len(names))
+        elif self.context.class_specific and self.context.tokens.shape[0] != len(names):
+            raise ClassNamesError(
+                f"this class-specific context was learnt for {self.context.tokens.shape[0]} classes, got {len(names)} "
+                "names; train a shared context (class_specific=False) to classify into new classes"
+            )
+        tokens = backbone.tokenize([f"{name}." for name in names])
+        # every text is [SOS] name . [EOS]: where the name ends is what the name alone is long
+        self.name_lengths = (backbone.tokenize(names).eos - 1).tolist()
+        self.lengths = tokens.eos.tolist()
+        longest = 1 + self.context.num_context_tokens + max(self.lengths)
+        if longest > backbone.max_text_tokens:
+            worst = names[self.lengths.index(max(self.lengths))]
+            raise ClassNamesError(
+                f"{self.context.num_context_tokens} context tokens and {worst!r} need {longest} tokens, the text tower "
+                f"of {backbone.name} holds {backbone.max_text_tokens}; use at most "
+                f"{max(0, backbone.max_text_tokens - 1 - max(self.lengths))} context tokens or a shorter name"
+            )
+        with torch.no_grad():
+            embedded = backbone.embed_tokens(tokens.ids)
+        self.register_buffer("start", embedded[0, :1].clone(), persistent=False)
+        self.register_buffer("names", embedded[:, 1:].clone(), persistent=False)  # (C, L, d): name . [EOS] padding
+        self.register_buffer("name_eos", tokens.eos - 1, persistent=False)
+
+    def _create(self, backbone: DualEncoder, num_classes: int) -> None:
+        config, init = self.config, None
+        if config.init_words:
+            words = backbone.tokenize([config.init_words.replace("_", " ")])
+            if int(words.eos[0]) < 2:
+                raise ConfigError(f"init_words {config.init_words!r} holds no token")
+            with torch.no_grad():
+                init = backbone.embed_tokens(words.ids)[0, 1 : int(words.eos[0])]
+        count = len(init) if init is not None else config.num_context_tokens
+        self.context = ContextTokens(
+            count, backbone.text_width, num_classes if config.class_specific else None, init=init
+        )
+
+    def sequence(self) -> TextSequence:
+        """The prompts of all classes, what they share first."""
+        tokens, names = self.context.tokens, self.names
+        start, num_classes = self.start.float(), len(names)
+        names = names.float()
+        eos = self.name_eos + self.context.num_context_tokens
+        if self.config.position == "end" and not self.context.class_specific:
+            return TextSequence(torch.cat([start, tokens]), names, self.name_eos)
+        per_class = tokens if self.context.class_specific else tokens.expand(num_classes, -1, -1)
+        if self.config.position == "end":
+            return TextSequence(start, torch.cat([per_class, names], dim=1), eos)
+        half = self.context.num_context_tokens // 2 if self.config.position == "middle" else 0
+        before, after = per_class[:, :half], per_class[:, half:]
+        if half and not self.context.class_specific:
+            start, before, eos = torch.cat([start, tokens[:half]]), per_class[:, :0], eos - half
+        rows = [torch.cat([before[c], names[c, :n], after[c], names[c, n:]]) for c, n in enumerate(self.name_lengths)]
+        return TextSequence(start, torch.stack(rows), eos)
+
+    def features(self, backbone: DualEncoder) -> Tensor:
+        """(C, E) tuned text features, not normalised."""
+        return backbone.encode_sequence(self.sequence())
+
+    def param_group(self) -> ParamGroup:
+        return ParamGroup("text", list(self.parameters()), self.config.text_lr, self.config.text_warmup_epochs)
+
+
+@dataclass
+class CoOpConfig(TextContextConfig):
+    """Settings of CoOp, with the authors' defaults."""
+
+
+class CoOp(Method):
+    """Learnt text context alone; see the module docstring."""
+
+    Config = CoOpConfig
+    needs_frozen_features = True
+    needs_pixels = False
+
+    def __init__(self, config: CoOpConfig):
+        super().__init__(config)
+        self.text = TextContext(config)
+
+    def on_classes(self, backbone: DualEncoder) -> None:
+        self.text.set_classes(backbone, self.class_names)
+
+    def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
+        text = self.remember("text", lambda: self.text.features(backbone))
+        return ClassifierOutput(cosine_logits(backbone, frozen_image_features(backbone, batch), text))
+
+    def loss(self, output: ClassifierOutput, labels: Tensor, progress: Progress) -> Tensor:
+        return F.cross_entropy(output.logits, labels)
+
+    def param_groups(self) -> list[ParamGroup]:
+        return [self.text.param_group()]

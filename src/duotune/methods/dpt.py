@@ -1,0 +1,164 @@
+"""DPT: dual-modality prompt tuning (arXiv 2208.08340).
+
+    class names + context ──► text tower ──► tuned text (C, E) ──────────────────────┐
+                                                 │ rows of the Q candidates          │
+    image ─► frozen CLIP ─► top-Q candidates ────┤                                   │
+                                                 ▼                                   │
+    image ─► patches ─► [layers 1 … b-1 + P_i] ─► [layers b … L + CAVPT] ─► tuned image ─► exp(scale) · cos
+
+1. Text context as in CoOp. 2. Visual prompt tokens as in VPT-deep at layers 1 … b-1.
+3. Class-aware visual prompts (CAVPT) at layers b … L, Q tokens per image: cross-attention from the
+   tuned, not normalised text features of the image's Q candidate classes to the layer's detached
+   input tokens (`prompts.ClassAwarePrompts`). Candidates are the top-Q classes of plain frozen
+   zero-shot CLIP with the hand-written template; Q is capped at C.
+
+    loss = CE(s) + α · L_ca,       s = logits of tuned image against tuned text
+    L_ca = mean CE of the auxiliary logits over the (image, layer, candidate) triples whose
+           candidate is the ground truth; nothing if there is none
+    for the first `guidance_epochs` the first term is instead
+           CE(frozen image, tuned text) + CE(tuned image, template text) + 0.1 · CE(s)
+
+Where this differs from the authors' code: auxiliary logits are computed for the triples that enter
+the loss alone, in the working precision (theirs casts to half); candidates and frozen features can
+come from a cache; the amp branch works.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbones.base import DualEncoder
+from ..errors import ConfigError
+from ..prompts.class_aware import AuxiliaryHead, ClassAwarePrompts
+from .base import ClassifierOutput, ImageBatch, Method, ParamGroup, Progress
+from .common import cosine_logits, frozen_image_features, template_features, unit
+from .coop import TextContext
+from .vlp import VLPConfig
+from .vpt import VisualPrompts
+
+
+@dataclass
+class DPTConfig(VLPConfig):
+    """Settings of DPT, with the authors' defaults (those of CoOp and VPT included).
+
+    class_aware_from: b, the first layer with class-aware prompts, counted from 1; 0 for the last layer alone.
+    num_candidates: Q, candidate classes (= class-aware tokens) per image; capped at the number of classes.
+    num_extra_tokens: learnt keys and values beside the layer's own tokens.
+    guidance_epochs: epochs guided by the frozen features.
+    guidance_weight: weight of CE(s) during those epochs.
+    aux_loss_weight: α.
+    """
+
+    class_aware_from: int = 0
+    num_candidates: int = 10
+    num_extra_tokens: int = 10
+    guidance_epochs: int = 30
+    guidance_weight: float = 0.1
+    aux_loss_weight: float = 0.3
+
+    def faults(self) -> Iterator[str]:
+        yield from super().faults()
+        if not self.deep:
+            yield "dpt needs deep visual prompts (deep=True)"
+        if self.class_aware_from < 0:
+            yield f"class_aware_from must be 0 (last layer) or a layer counted from 1, not {self.class_aware_from}"
+        if self.num_candidates < 1:
+            yield f"num_candidates must be at least 1, not {self.num_candidates}"
+        for name in ("num_extra_tokens", "guidance_epochs", "guidance_weight", "aux_loss_weight"):
+            if getattr(self, name) < 0:
+                yield f"{name} must not be negative, not {getattr(self, name)}"
+
+
+class _LayerPrompts:
+    """What the vision tower asks of DPT for one batch; gathers the attended candidates of CAVPT layers."""
+
+    persistent = False
+
+    def __init__(self, visual: VisualPrompts, class_aware: nn.ModuleList, first: int, candidates: Tensor):
+        self.visual, self.class_aware, self.first, self.candidates = visual, class_aware, first, candidates
+        self.attended: list[Tensor] = []
+
+    def __call__(self, layer: int, hidden: Tensor) -> Tensor | None:
+        if layer < self.first:
+            return self.visual(layer, hidden)
+        tokens, attended = self.class_aware[layer - self.first](hidden.float(), self.candidates)
+        self.attended.append(attended)
+        return tokens
+
+
+class DPT(Method):
+    """Text context, visual prompts and class-aware visual prompts; see the module docstring."""
+
+    Config = DPTConfig
+    needs_frozen_features = True
+    training_only = ("aux",)
+
+    def __init__(self, config: DPTConfig):
+        super().__init__(config)
+        self.text, self.visual = TextContext(config), VisualPrompts(config)
+
+    def on_classes(self, backbone: DualEncoder) -> None:
+        config, num_classes = self.config, len(self.class_names)
+        self.text.set_classes(backbone, self.class_names)
+        self.first = (config.class_aware_from or backbone.vision_layers) - 1
+        if not 0 <= self.first < backbone.vision_layers:
+            raise ConfigError(
+                f"class_aware_from is layer {config.class_aware_from}, the vision tower of {backbone.name} has layers "
+                f"1 to {backbone.vision_layers}"
+            )
+        self.visual.create(backbone, num_layers=self.first)
+        if not hasattr(self, "class_aware"):
+            self.class_aware = nn.ModuleList(
+                ClassAwarePrompts(backbone.embed_dim, backbone.vision_width, config.num_extra_tokens)
+                for _ in range(backbone.vision_layers - self.first)
+            )
+        if not hasattr(self, "aux") or self.aux[0].classifier.out_features != num_classes:
+            self.aux = nn.ModuleList(AuxiliaryHead(backbone.vision_width, num_classes) for _ in self.class_aware)
+        features = template_features(backbone, self.class_names, self.template)
+        self.register_buffer("template_text", features, persistent=False)
+
+    def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
+        frozen = frozen_image_features(backbone, batch)
+        text = self.remember("text", lambda: self.text.features(backbone).float())
+        with torch.no_grad():
+            count = min(self.config.num_candidates, len(self.class_names))
+            candidates = (unit(frozen) @ self.template_text.T).topk(count, dim=-1).indices  # (B, Q)
+        prompts = _LayerPrompts(self.visual, self.class_aware, self.first, text[candidates])
+        image = backbone.encode_image(batch.pixel_values, prompts)
+        extras = {"image": image, "text": text, "frozen": frozen, "candidates": candidates}
+        extras["attended"] = torch.stack(prompts.attended, dim=1)  # (B, layers, Q, d)
+        extras["logit_scale"] = backbone.logit_scale
+        return ClassifierOutput(cosine_logits(backbone, image, text), extras)
+
+    def loss(self, output: ClassifierOutput, labels: Tensor, progress: Progress) -> Tensor:
+        config, e = self.config, output.extras
+        loss = F.cross_entropy(output.logits, labels)
+        if progress.epoch < config.guidance_epochs:
+            text_side = e["logit_scale"] * unit(e["frozen"]) @ unit(e["text"]).T
+            image_side = e["logit_scale"] * unit(e["image"]) @ self.template_text.T
+            guided = F.cross_entropy(text_side, labels) + F.cross_entropy(image_side, labels)
+            loss = guided + config.guidance_weight * loss
+        return loss + config.aux_loss_weight * self.auxiliary_loss(e["attended"], e["candidates"], labels)
+
+    def auxiliary_loss(self, attended: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
+        """L_ca of attended candidates (B, layers, Q, d), candidate classes (B, Q) and labels (B,)."""
+        image, slot = (candidates == labels[:, None]).nonzero(as_tuple=True)
+        if len(image) == 0:
+            return attended.new_zeros(())
+        logits = [head(attended[image, layer, slot]) for layer, head in enumerate(self.aux)]
+        return F.cross_entropy(torch.cat(logits), labels[image].repeat(len(logits)))
+
+    def param_groups(self) -> list[ParamGroup]:
+        lr, warmup = self.config.visual_lr, self.config.visual_warmup_epochs
+        class_aware = [*self.class_aware.parameters(), *self.aux.parameters()]
+        groups = [
+            self.text.param_group(),
+            self.visual.param_group(),
+            ParamGroup("class_aware", class_aware, lr, warmup),
+        ]
+        return [g for g in groups if g.params]

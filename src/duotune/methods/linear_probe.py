@@ -1,0 +1,72 @@
+"""Linear probe: a linear classifier on the frozen image features.
+
+    logits = W · (exp(logit_scale) · image / |image|) + b        W: (C, E), b: (C)
+
+CLIP (arXiv 2103.00020, section 3.2) fits a logistic regression with L-BFGS and a searched penalty;
+here the classifier is trained with the same loop as every other method, so that the comparison
+shares shots, augmentation and schedule. `init="text"` starts W at the zero-shot text features
+instead of at zero (which makes it start from zero-shot CLIP).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..backbones.base import DualEncoder
+from ..errors import ClassNamesError
+from .base import ClassifierOutput, ImageBatch, Method, MethodConfig, ParamGroup, Progress
+from .common import frozen_image_features, template_features, unit
+
+
+@dataclass
+class LinearProbeConfig(MethodConfig):
+    """init: "zeros" or "text". lr: of SGD; the features have length exp(logit_scale), so small rates suffice."""
+
+    init: str = "zeros"
+    lr: float = 0.002
+    warmup_epochs: int = 1
+
+    def faults(self) -> Iterator[str]:
+        if self.init not in ("zeros", "text"):
+            yield f"init must be 'zeros' or 'text', not {self.init!r}"
+        if self.lr <= 0:
+            yield f"lr must be positive, not {self.lr}"
+
+
+class LinearProbe(Method):
+    """A linear head on frozen features; see the module docstring."""
+
+    Config = LinearProbeConfig
+    needs_frozen_features = True
+    needs_pixels = False
+
+    def on_classes(self, backbone: DualEncoder) -> None:
+        if hasattr(self, "head"):
+            if len(self.class_names) != self.head.out_features:
+                raise ClassNamesError(
+                    f"this linear probe knows {self.head.out_features} classes, got {len(self.class_names)} names; "
+                    "a linear probe cannot classify into classes it was not trained on"
+                )
+            return
+        self.head = nn.Linear(backbone.embed_dim, len(self.class_names))
+        nn.init.zeros_(self.head.bias)
+        with torch.no_grad():
+            if self.config.init == "text":
+                self.head.weight.copy_(template_features(backbone, self.class_names, self.template))
+            else:
+                self.head.weight.zero_()
+
+    def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
+        image = unit(frozen_image_features(backbone, batch))
+        return ClassifierOutput(self.head(backbone.logit_scale * image))
+
+    def loss(self, output: ClassifierOutput, labels: Tensor, progress: Progress) -> Tensor:
+        return F.cross_entropy(output.logits, labels)
+
+    def param_groups(self) -> list[ParamGroup]:
+        return [ParamGroup("head", list(self.head.parameters()), self.config.lr, self.config.warmup_epochs)]
