@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError
 from ..registry import Registry
-from .base import Backbone, DualEncoder, Port, TextSequence, TextTokens, VisionPrompts
+
+if TYPE_CHECKING:
+    from .base import Backbone, DualEncoder, Port, TextSequence, TextTokens, VisionPrompts
 
 BACKBONES = Registry(
     "backbone",
@@ -62,6 +66,13 @@ def _model_type(name: str, source: str) -> str:
             f"no backbone {name!r}: it is no embedded name ({embedded}), no local folder, and no Hub id that is in the "
             "local cache or reachable"
         ) from error
+
+
+def __getattr__(name: str):
+    # the names of `base` need torch; the tables above do not, and `duotune list` reads just those
+    if name in __all__:
+        return getattr(importlib.import_module(".base", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [
