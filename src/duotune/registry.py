@@ -44,6 +44,13 @@ class Registry:
             target = self._table[name] = getattr(importlib.import_module(module), attribute)
         return target
 
+    def where(self, name: str) -> str:
+        """"module:attribute" of `name`, without importing it. Raises UnknownNameError."""
+        if name not in self._table:
+            raise UnknownNameError(self.kind, name, self._table)
+        target = self._table[name]
+        return target if isinstance(target, str) else f"{target.__module__}:{target.__qualname__}"
+
     def register(self, name: str, target: Any) -> Any:
         """Add `target` (an object, or "module:attribute") under a new name. Raises ConfigError if the name is taken."""
         if name in self._table and self._table[name] is not target:
