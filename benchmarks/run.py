@@ -1,0 +1,146 @@
+"""python -m benchmarks.run NAME: one training step, ours against plain, in one run.
+
+Prints what it measures; the last line is one JSON object. Times are medians over `--repeats` steps
+(forward, backward, optimiser step) after one warm-up step; a peak is the largest resident memory of
+the side's whole process, weights and libraries included, in GB of 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .flops import coop_step, dpt_step
+from .plain import plain_peak_bytes
+from .shapes import QUICK, VIT_B16
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """method: "coop" or "dpt". dtype: of our frozen weights. plain_dtype: of the plain step's."""
+
+    method: str
+    num_classes: int
+    dtype: str
+    plain_dtype: str
+    what: str
+
+
+BENCHMARKS = {
+    "coop_100": Benchmark("coop", 100, "float32", "float32", "CoOp, ViT-B/16, batch 32, 100 classes, fp32"),
+    "coop_1000": Benchmark("coop", 1000, "float32", "float32", "CoOp, ViT-B/16, batch 32, 1000 classes, fp32"),
+    "dpt_fp32": Benchmark("dpt", 100, "float32", "float32", "DPT, ViT-B/16, batch 32, 100 classes, fp32"),
+    "dpt_bf16": Benchmark("dpt", 100, "bfloat16", "float32", "DPT, ViT-B/16, batch 32, 100 classes, bf16 / plain fp32"),
+}
+QUICK_CLASSES = 6
+
+
+def side(kind: str, bench: Benchmark, dtype: str, quick: bool, repeats: int, threads: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.pt"
+        classes = QUICK_CLASSES if quick else bench.num_classes
+        arguments = [kind, bench.method, classes, dtype, int(quick), repeats, threads, out]
+        command = [sys.executable, "-m", "benchmarks.worker", *map(str, arguments)]
+        done = subprocess.run(command, cwd=Path(__file__).parent.parent)
+        if done.returncode:
+            raise SystemExit(f"the {kind} side ended with status {done.returncode}; nothing was measured")
+        return torch.load(out)
+
+
+def available_bytes() -> float:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def differences(ours: dict, plain: dict) -> tuple[float, float]:
+    """Relative difference of the loss, and the largest one of a gradient (norm of the difference / norm)."""
+    loss = abs(ours["loss"] - plain["loss"]) / abs(plain["loss"])
+    pairs = [(ours["gradients"][k], g) for k, g in plain["gradients"].items()]
+    return loss, max(((a - b).norm() / b.norm()).item() for a, b in pairs)
+
+
+def machine() -> str:
+    model = platform.processor()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":")[1].strip()
+                break
+    except OSError:
+        pass
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def commit() -> str | None:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True)
+    except OSError:
+        return None
+    return done.stdout.strip() or None
+
+
+def run(name: str, repeats: int = 5, threads: int = 0, quick: bool = False) -> dict:
+    """Measure one benchmark; the keys are described on the benchmarks' page."""
+    import transformers
+
+    bench = BENCHMARKS[name]
+    shape, classes = (QUICK, QUICK_CLASSES) if quick else (VIT_B16, bench.num_classes)
+    print(f"{name}: {bench.what}" + (" (quick shape)" if quick else ""))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    ours = side("ours", bench, bench.dtype, quick, repeats, threads)
+    ours_s = statistics.median(ours["seconds"])
+    flops = coop_step(shape, classes) if bench.method == "coop" else dpt_step(shape, classes)
+    result = {"name": name, "ours_s": ours_s, "plain_s": None, "ratio": None}
+    result |= {"ours_peak_gb": ours["peak"] / 1e9, "plain_peak_gb": None, "floor_s": flops / ours["rate"]}
+    result |= {"step_gflop": flops / 1e9, "matmul_gflops": ours["rate"] / 1e9, "plain_same_dtype_s": None}
+    print(f"  ours   {ours_s:8.3f} s  {ours['peak'] / 1e9:6.2f} GB   floor {result['floor_s']:.3f} s")
+    needed = plain_peak_bytes(shape, bench.method, classes, getattr(torch, bench.plain_dtype))
+    if needed > 0.9 * available_bytes():
+        print(f"  plain  left out: needs about {needed / 1e9:.0f} GB, {available_bytes() / 1e9:.0f} GB are available")
+    else:
+        plain = side("plain", bench, bench.plain_dtype, quick, max(1, repeats // 2), threads)
+        plain_s = statistics.median(plain["seconds"])
+        result |= {"plain_s": plain_s, "ratio": plain_s / ours_s, "plain_peak_gb": plain["peak"] / 1e9}
+        result["loss_difference"], result["gradient_difference"] = differences(ours, plain)
+        print(f"  plain  {plain_s:8.3f} s  {plain['peak'] / 1e9:6.2f} GB   ratio {plain_s / ours_s:.1f}")
+        if bench.dtype != bench.plain_dtype:
+            same = side("plain", bench, bench.dtype, quick, max(1, repeats // 2), threads)
+            result["plain_same_dtype_s"] = statistics.median(same["seconds"])
+            print(f"  plain  {result['plain_same_dtype_s']:8.3f} s  in {bench.dtype}")
+    result |= {"repeats": repeats, "threads": ours["threads"], "load_at_start": load, "machine": machine()}
+    result |= {"commit": commit(), "torch": torch.__version__, "transformers": transformers.__version__}
+    return {k: round(v, 9) if isinstance(v, float) else v for k, v in result.items()}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n")[0])
+    table = "; ".join(f"{name}: {b.what}" for name, b in BENCHMARKS.items())
+    parser.add_argument("name", choices=BENCHMARKS, metavar="NAME", help=table)
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of ours; half as many of plain")
+    parser.add_argument("--threads", type=int, default=0, help="0: as many as torch takes by itself")
+    parser.add_argument("--quick", action="store_true", help="a tiny shape, to try the benchmark itself")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the result to this file")
+    options = parser.parse_args(arguments)
+    result = run(options.name, options.repeats, options.threads, options.quick)
+    text = json.dumps(result)
+    if options.json:
+        options.json.write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""One side of a benchmark in a process of its own, so that its peak memory is its own."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from .flops import matmul_rate
+from .shapes import QUICK, VIT_B16
+
+
+def main(side: str, method: str, num_classes: str, dtype: str, quick: str, repeats: str, threads: str, out: str):
+    if int(threads):
+        torch.set_num_threads(int(threads))
+    shape, kind = QUICK if quick == "1" else VIT_B16, getattr(torch, dtype)
+    if side == "ours":
+        from .ours import OurStep as Step
+    else:
+        from .plain import PlainStep as Step
+    step = Step(shape, method, int(num_classes), kind)
+    losses, seconds = [step()], []  # the first step warms up, and its gradients are compared
+    gradients = {k: p.grad.float().clone() for k, p in step.parameters.items()}
+    for _ in range(int(repeats)):
+        start = time.perf_counter()
+        losses.append(step())
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
+    result = {"loss": losses[0], "gradients": gradients, "seconds": seconds, "peak": peak}
+    result["threads"] = torch.get_num_threads()
+    if side == "ours":
+        del step
+        if method == "coop":
+            result["rate"] = matmul_rate(kind, 447 if int(num_classes) <= 100 else 4317, shape.text_width)
+        else:
+            result["rate"] = matmul_rate(kind, shape.batch * shape.image_tokens, shape.vision_width)
+    torch.save(result, Path(out))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
