@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from ..errors import ConfigError
+from ..errors import ClassNamesError, ConfigError, DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageItem:
     """One labelled picture, not yet decoded.
 
@@ -18,6 +18,8 @@ class ImageItem:
         path: the image file; or the archive or saved data set that holds it.
         label: index into the data set's class names.
         member: name inside a zip archive, or row number (as text) of a Hugging Face data set saved on disk.
+
+    ImageNet has 1.3 million of these, hence slots.
     """
 
     path: Path
@@ -28,6 +30,13 @@ class ImageItem:
     def key(self) -> str:
         """A name for messages and for sorting."""
         return f"{self.path}::{self.member}" if self.member else str(self.path)
+
+    @property
+    def short_key(self) -> str:
+        """The last two parts of the name ("cat/0001.jpg"): the same wherever the data set lies."""
+        if self.member is None:
+            return "/".join(self.path.parts[-2:])
+        return "/".join((self.path.name, *self.member.split("/"))[-2:])
 
 
 @dataclass(frozen=True)
@@ -50,15 +59,15 @@ class ClassificationData:
     template: str = "a photo of a {}."
     templates: tuple[str, ...] = field(default=())
 
-    def few_shot(self, num_shots: int, seed: int = 0) -> ClassificationData:
+    def few_shot(self, num_shots: int, seed: int = 0, repeat: bool = False) -> ClassificationData:
         """`num_shots` training items per class and min(num_shots, 4) validation items; test stays whole.
 
-        Depends on the items and the seed alone, so all methods see the same shots.
-        Raises DataError naming the classes that have fewer items than shots.
+        Depends on the items and the seed alone, so all methods see the same shots; see `sampling.few_shot`.
+        Raises DataError naming the classes that have fewer items than shots, unless `repeat`.
         """
         from .sampling import few_shot
 
-        return few_shot(self, num_shots, seed)
+        return few_shot(self, num_shots, seed, repeat=repeat)
 
     def subset(self, classes: Literal["all", "base", "new"]) -> ClassificationData:
         """All classes, the first half (base; the larger one if C is odd) or the second (new), relabelled from 0."""
@@ -81,3 +90,56 @@ class ClassificationData:
             val=cut(self.val),
             test=cut(self.test),
         )
+
+
+def clean_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names as prompts read them: underscores become spaces, outer and double spaces go.
+
+    Raises ClassNamesError if a name is empty or two names are equal afterwards.
+    """
+    originals = [str(name) for name in names]
+    cleaned = tuple(" ".join(name.replace("_", " ").split()) for name in originals)
+    if not all(cleaned):
+        raise ClassNamesError(f"class names must not be empty; number {cleaned.index('')} of {len(cleaned)} is")
+    if len(set(cleaned)) < len(cleaned):
+        meant: dict[str, list[str]] = {}
+        for name, original in zip(cleaned, originals):
+            meant.setdefault(name, []).append(original)
+        doubled = "; ".join(f"{name!r} from {group}" for name, group in meant.items() if len(group) > 1)
+        raise ClassNamesError(f"class names must be different once '_' reads as a space, but {doubled}; rename one")
+    return cleaned
+
+
+def first_few(names: Sequence[str], limit: int = 5) -> str:
+    """The names for a message: at most `limit`, then how many more."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(str(name)) for name in names[:limit]) + more
+
+
+def make_data(
+    name: str,
+    class_names: Iterable[str],
+    train: Iterable[ImageItem],
+    val: Iterable[ImageItem] = (),
+    test: Iterable[ImageItem] = (),
+    template: str = "a photo of a {}.",
+    templates: Iterable[str] = (),
+) -> ClassificationData:
+    """Check what a reader found and put it together.
+
+    Raises:
+        ClassNamesError: a name is empty or doubled, or a template has not one `{}`.
+        DataError: no pictures at all, or a class that has none in any split.
+    """
+    names = clean_class_names(class_names)
+    templates = tuple(templates)
+    for text in (template, *templates):
+        if not isinstance(text, str) or text.count("{}") != 1:
+            raise ClassNamesError(f"{name}: a template must contain one '{{}}' for the class name; got {text!r}")
+    data = ClassificationData(name, names, tuple(train), tuple(val), tuple(test), template, templates)
+    seen = {item.label for items in (data.train, data.val, data.test) for item in items}
+    if not seen:
+        raise DataError(f"{name}: no pictures found in any split")
+    if empty := [names[label] for label in range(len(names)) if label not in seen]:
+        raise DataError(f"{name}: {len(empty)} of {len(names)} classes have no pictures: {first_few(empty)}")
+    return data

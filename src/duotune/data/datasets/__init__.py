@@ -1,0 +1,1 @@
+"""One file per named data set; the table is `duotune.data.DATASETS`."""

@@ -1,0 +1,174 @@
+"""From an item to an RGB picture: files, members of zip archives, rows of saved Hugging Face data sets.
+
+What "RGB" means here, decided once:
+- orientation: the EXIF tag is obeyed, as every viewer does. (Most CLIP code ignores it; few benchmark pictures have
+  one. `orientation=False` ignores it too.)
+- transparency (alpha channel or a transparent palette entry): laid over white.
+- palettes, grey, CMYK and the like: Pillow's own conversion; colour profiles are ignored.
+- 16-bit grey: 0..65535 maps onto 0..255 (Pillow alone would clip everything above 255).
+- floating-point grey: 0..1 maps onto 0..255 if no value is above 1; else values are clipped to 0..255.
+- animations: the first frame.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import DataError
+from .base import ImageItem
+
+IMAGE_SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm".split()
+)  # lower case; other files beside pictures are ignored
+
+MAX_PIXELS = 89_478_485  # 9,459 x 9,459: where Pillow starts to warn of decompression bombs; we refuse
+MAX_FILE_BYTES = 512 * 2**20  # of one picture inside an archive, once unpacked
+
+
+def is_image_name(name: str) -> bool:
+    """By extension; hidden files are no pictures."""
+    base = name.rsplit("/", 1)[-1]
+    return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
+
+
+class _Archive:
+    """An open zip file."""
+
+    def __init__(self, path: Path):
+        try:
+            self._zip = zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise DataError(f"cannot read the zip archive {path}: {error}") from error
+        self.close = self._zip.close
+
+    def read(self, member: str) -> bytes:
+        info = self._zip.getinfo(member)
+        if info.file_size > MAX_FILE_BYTES:
+            raise ValueError(f"{info.file_size} bytes unpacked; the limit is {MAX_FILE_BYTES}")
+        return self._zip.read(info)
+
+
+class _SavedRows:
+    """The image column of a Hugging Face data set saved on disk."""
+
+    def __init__(self, path: Path):
+        from .hf_saved import ImageRows
+
+        self._rows = ImageRows(path)
+
+    def close(self) -> None:
+        self._rows = None
+
+    def read(self, member: str) -> bytes:
+        value = self._rows[int(member)]
+        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+
+
+# Containers this process holds open. A forked worker must not share the parent's file positions, so
+# the table belongs to one process id and a child starts its own.
+_containers: dict[Path, Any] = {}
+_owner = os.getpid()
+
+
+def _container(path: Path) -> Any:
+    global _owner
+    if _owner != os.getpid():
+        _containers.clear()  # drops the inherited handles; closing them here leaves the parent's open
+        _owner = os.getpid()
+    if path not in _containers:
+        if not path.exists():
+            raise FileNotFoundError("no such file or folder")
+        _containers[path] = _SavedRows(path) if path.is_dir() else _Archive(path)
+    return _containers[path]
+
+
+@atexit.register
+def close_containers() -> None:
+    """Close all archives this process has open; they reopen when needed."""
+    while _containers:
+        _containers.popitem()[1].close()
+
+
+def to_rgb(image: Image.Image, orientation: bool = True) -> Image.Image:
+    """`image` as an RGB picture; the rules are in the module's docstring."""
+    if orientation:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB":
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image, dtype=np.float64)
+        if image.mode == "F":
+            values = values * 255 if values.max() <= 1 else values
+        else:
+            values = values / 257  # 65535 -> 255
+        image = Image.fromarray(np.nan_to_num(values).clip(0, 255).round().astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _decode(item: ImageItem, finish: Callable[[Image.Image], Any]) -> Any:
+    """Open, measure, and hand the picture to `finish`. Raises DataError naming the file."""
+    try:
+        source = item.path if item.member is None else io.BytesIO(_container(item.path).read(item.member))
+        with Image.open(source) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(
+                    f"{width} x {height} pixels are more than the limit of {MAX_PIXELS}; make it smaller"
+                )
+            return finish(image)
+    except DataError:
+        raise
+    # Decoders meet broken bytes with whatever exception is at hand: OSError, SyntaxError, ValueError,
+    # struct.error, zlib.error, EOFError, IndexError, KeyError, MemoryError, ...
+    except Exception as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        if isinstance(error, (Image.UnidentifiedImageError, IsADirectoryError)):
+            reason = "not a picture in a format that Pillow knows"
+        raise DataError(f"cannot read the image {item.key}: {reason}; repair or remove it") from error
+
+
+def open_image(item: ImageItem, orientation: bool = True) -> Image.Image:
+    """Decode one picture completely.
+
+    Args:
+        orientation: obey the EXIF orientation tag.
+
+    Returns:
+        An RGB picture, at most `MAX_PIXELS` pixels large.
+
+    Raises:
+        DataError: the file is absent, truncated, corrupt, no picture, or larger than the limit; names the file.
+    """
+
+    def finish(image: Image.Image) -> Image.Image:
+        image.load()
+        return to_rgb(image, orientation)
+
+    return _decode(item, finish)
+
+
+def probe_image(item: ImageItem) -> None:
+    """Read one picture to its last byte, for errors only. Raises DataError as `open_image` does.
+
+    JPEG is decoded at an eighth of its size: all compressed data is read, most arithmetic is saved.
+    """
+
+    def finish(image: Image.Image) -> None:
+        if image.format == "JPEG":
+            image.draft(None, (max(1, image.width // 8), max(1, image.height // 8)))
+        image.load()
+
+    _decode(item, finish)

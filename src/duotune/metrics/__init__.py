@@ -1,0 +1,13 @@
+"""Numbers that say how good predictions are; pure functions of arrays, and dataclasses that print as tables."""
+
+from __future__ import annotations
+
+from .classification import (
+    BaseToNew,
+    ClassificationMetrics,
+    accuracy,
+    harmonic_mean,
+    per_class_accuracy,
+)
+
+__all__ = ["BaseToNew", "ClassificationMetrics", "accuracy", "harmonic_mean", "per_class_accuracy"]
