@@ -1,0 +1,32 @@
+"""Anchors: one square per cell and level.
+
+Like the rest of the box arithmetic of GLIP they follow the old convention of inclusive corners: a box of width w ends at x1 + w - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def cell_anchor(stride: int, scale: float) -> tuple[float, float, float, float]:
+    """Corners x1, y1, x2, y2 in pixels of the first cell's anchor: side scale · stride around ((stride - 1) / 2)^2."""
+    centre, half = (stride - 1) / 2, (scale * stride - 1) / 2
+    return centre - half, centre - half, centre + half, centre + half
+
+
+def level_anchors(height: int, width: int, stride: int, scale: float, device: torch.device | None = None) -> Tensor:
+    """(height · width, 4) float32 corners of one level's anchors, row-major; some reach out of the image."""
+    y = torch.arange(height, dtype=torch.float32, device=device) * stride
+    x = torch.arange(width, dtype=torch.float32, device=device) * stride
+    y, x = (t.reshape(-1) for t in torch.meshgrid(y, x, indexing="ij"))
+    return torch.stack([x, y, x, y], 1) + torch.tensor(cell_anchor(stride, scale), device=device)
+
+
+def pyramid_anchors(
+    sizes: Sequence[tuple[int, int]], strides: Sequence[int], scale: float, device: torch.device | None = None
+) -> list[Tensor]:
+    """`level_anchors` for maps of the given (height, width)."""
+    return [level_anchors(h, w, stride, scale, device) for (h, w), stride in zip(sizes, strides)]
