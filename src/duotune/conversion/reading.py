@@ -1,0 +1,190 @@
+"""Tensors out of foreign PyTorch files, without running anything the files contain.
+
+A file written by `torch.save` and a TorchScript archive are both zip files with the same inside: a
+pickle `NAME/data.pkl` that describes the objects, and one raw binary entry `NAME/data/KEY` per
+tensor storage. A pickle names the functions to call, so reading one normally may run anything;
+`torch.jit.load` compiles and keeps the archive's own code; and `torch.load(weights_only=True)`
+refuses both TorchScript archives and many training checkpoints, because Dassl's warm-up scheduler
+stores a whole `CosineAnnealingLR` object, optimizer included, beside the weights.
+
+`read_archive` therefore interprets `data.pkl` with an unpickler that knows three things: ordered
+dictionaries, tensors, and `Inert`, an object that takes the place of every class and function it
+does not know. No name in the file is ever imported or called. Files from before the zip format
+(PyTorch < 1.6) go through `torch.load(weights_only=True)`.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ArtifactError
+
+_STORAGES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}
+
+
+class Inert:
+    """Stands for an object of a class that is not needed. Keeps the state it was given and does nothing with it."""
+
+    state: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    # containers are filled item by item; what goes into an inert one is not needed
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        pass
+
+    def extend(self, items: Any) -> None:
+        pass
+
+    def add(self, item: Any) -> None:
+        pass
+
+
+class _Call:
+    """A function of this module under a name of the file; slots, so that a pickle cannot set attributes on it."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function):
+        object.__setattr__(self, "_function", function)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise pickle.UnpicklingError(f"a pickle tried to set {name!r} on a function")
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+
+def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
+    # as_strided raises if the view leaves the storage
+    return storage.as_strided(tuple(size), tuple(stride), offset)
+
+
+def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
+    return data
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, archive: zipfile.ZipFile, prefix: str):
+        super().__init__(io.BytesIO(archive.read(f"{prefix}/data.pkl")))
+        self._archive, self._prefix = archive, prefix
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch._utils" and name in ("_rebuild_tensor", "_rebuild_tensor_v2"):
+            return _Call(_rebuild_tensor)
+        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
+            return _Call(_rebuild_parameter)
+        if module in ("torch", "torch.cuda") and name in _STORAGES:
+            return _STORAGES[name]
+        return Inert
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, dtype, key = pid[:3]
+        if kind != "storage" or not isinstance(dtype, torch.dtype):
+            return Inert()
+        if key not in self._storages:
+            content = bytearray(self._archive.read(f"{self._prefix}/data/{key}"))
+            self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
+        return self._storages[key]
+
+
+def read_archive(path: str | Path) -> Any:
+    """The object a PyTorch file describes, made of containers, numbers, strings, CPU tensors, and `Inert` for the rest.
+
+    Args:
+        path: a file written by `torch.save` or `torch.jit.save`.
+
+    Raises:
+        ArtifactError: there is no such file, it is truncated, or it is no PyTorch file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArtifactError(f"no file {path}; expected a PyTorch checkpoint")
+    try:
+        if not zipfile.is_zipfile(path):
+            return _read_old(path)
+        with zipfile.ZipFile(path) as archive:
+            names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
+            if not names:
+                raise ArtifactError(f"{path} is a zip file without data.pkl; expected a PyTorch checkpoint")
+            prefix = names[0].partition("/")[0]
+            order = f"{prefix}/byteorder"
+            if order in archive.namelist() and archive.read(order) == b"big":
+                raise ArtifactError(f"{path} was written on a big-endian machine; write it again on a usual one")
+            return _Unpickler(archive, prefix).load()
+    except ArtifactError:
+        raise
+    # a damaged or hostile pickle may fail anywhere
+    except (
+        *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, OSError, NotImplementedError),
+        *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MemoryError),
+    ) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        raise ArtifactError(
+            f"cannot read {path} as a PyTorch checkpoint ({type(error).__name__}: {reason}); "
+            "it is damaged or of another kind; copy or download it again"
+        ) from error
+
+
+def _read_old(path: Path) -> Any:
+    head = path.read_bytes()[:4]
+    if head[:2] == b"PK":  # a zip file whose directory, at its end, is missing
+        raise ArtifactError(f"{path} is truncated; copy or download it again")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def state_dict_of(content: Any) -> dict[str, Tensor] | None:
+    """The name -> tensor table in what `read_archive` returned; None if there is none.
+
+    A TorchScript module's attributes become dotted names; a checkpoint's `state_dict` entry is
+    taken; the prefix `module.` of parallel training is dropped.
+    """
+    if isinstance(content, Inert):
+        return dict(_attributes(content, "")) or None
+    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    if not isinstance(content, Mapping):
+        return None
+    table = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    return {k.removeprefix("module."): v for k, v in table.items()} or None
+
+
+def _attributes(module: Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(module.state, Mapping):
+        return
+    for name, value in module.state.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{name}", value
+        elif isinstance(value, Inert):
+            yield from _attributes(value, f"{prefix}{name}.")
