@@ -1,0 +1,170 @@
+"""One experiment on one page: `report.html`, complete in itself, and `metrics.json` for programs.
+
+The page needs no network and no other file: pictures are embedded, curves are inline SVG, there is no script.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+COLOURS = ("#4c6ef5", "#e8590c", "#2b8a3e", "#ae3ec9", "#c92a2a", "#1098ad", "#868e96")
+THUMBNAIL = 144  # pixels, longest side of an embedded picture
+
+
+@dataclass
+class MethodRun:
+    """What one method did.
+
+    Attributes:
+        method: its name.
+        accuracy: of the test images, in percent.
+        trainable_parameters: their number.
+        artifact_bytes: size of `prompt.safetensors` and `prompt.json` together.
+        seconds: wall time of training and testing.
+        per_class: class name -> accuracy in percent.
+        curve: one dict per logged point with "epoch" and any of "loss", "eval_accuracy", as the trainer logs them.
+    """
+
+    method: str
+    accuracy: float
+    trainable_parameters: int
+    artifact_bytes: int
+    seconds: float
+    per_class: Mapping[str, float] = field(default_factory=dict)
+    curve: Sequence[Mapping[str, float]] = ()
+
+    def metrics(self) -> dict[str, float | int]:
+        """The numbers of one row of the table, as `metrics.json` holds them."""
+        return {
+            "accuracy": round(self.accuracy, 2),
+            "trainable_parameters": self.trainable_parameters,
+            "artifact_bytes": self.artifact_bytes,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass
+class Example:
+    """A test picture and what methods say it shows.
+
+    Attributes:
+        image: the picture (PIL).
+        truth: its class name.
+        predictions: method -> (class name, probability in 0..1).
+    """
+
+    image: Image
+    truth: str
+    predictions: Mapping[str, tuple[str, float]]
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a UTF-8 file beside its place and move it there, so that no half-written file is ever seen."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def write_metrics(path: str | Path, runs: Sequence[MethodRun]) -> Path:
+    """Write {"classification": {METHOD: {"accuracy", "trainable_parameters", "artifact_bytes", "seconds"}}}."""
+    metrics = {"classification": {run.method: run.metrics() for run in runs}}
+    return write_text(path, json.dumps(metrics, indent=2) + "\n")
+
+
+def write_report(
+    path: str | Path,
+    title: str,
+    about: Mapping[str, Any],
+    runs: Sequence[MethodRun],
+    examples: Sequence[Example] = (),
+) -> Path:
+    """Write the page.
+
+    Args:
+        path: of the HTML file; replaced if it exists.
+        title: heading.
+        about: what was run ("backbone": "tiny", ...), shown as a list under the heading.
+        runs: one row of the table each; the best accuracy is marked.
+        examples: pictures to show.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(resources.files("duotune").joinpath("report.html.j2").read_text("utf-8"))
+    best = max((run.accuracy for run in runs), default=None)
+    classes = list(dict.fromkeys(name for run in runs for name in run.per_class))
+    page = template.render(
+        title=title,
+        about=dict(about),
+        runs=runs,
+        best=best,
+        classes=classes,
+        curves=curves_svg(runs),
+        examples=[(_thumbnail(example.image), example) for example in examples],
+    )
+    return write_text(path, page)
+
+
+def curves_svg(runs: Sequence[MethodRun]) -> str:
+    """Training curves as an `<svg>` element: loss over epochs, and validation accuracy where it was measured.
+
+    Empty if no run has a curve.
+    """
+    panels = [("loss", "training loss"), ("eval_accuracy", "validation accuracy (%)")]
+    drawn = [(key, label) for key, label in panels if any(_points(run, key) for run in runs)]
+    if not drawn:
+        return ""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "duotune", "font.size": 9}):
+        figure = Figure(figsize=(4.6 * len(drawn), 3.1), layout="constrained")
+        axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+        for (key, label), axis in zip(drawn, axes):
+            for number, run in enumerate(runs):
+                if points := _points(run, key):
+                    colour = COLOURS[number % len(COLOURS)]
+                    axis.plot(
+                        *zip(*points), color=colour, linewidth=1.6, label=run.method, marker="." * (len(points) < 2)
+                    )
+            axis.set(xlabel="epoch", ylabel=label)
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25)
+            axis.legend(frameon=False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _points(run: MethodRun, key: str) -> list[tuple[float, float]]:
+    return [(point["epoch"], point[key]) for point in run.curve if key in point and "epoch" in point]
+
+
+def _thumbnail(image: Image) -> str:
+    """The picture as a data URI; small ones are enlarged without smoothing by the page."""
+    image = image.convert("RGB")
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+__all__ = ["Example", "MethodRun", "curves_svg", "write_metrics", "write_report", "write_text"]
