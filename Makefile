@@ -1,0 +1,45 @@
+# make demo    train five methods on an embedded model and task, write runs/demo/report.html
+# make test    run the tests
+# make check   lint and check the formatting
+#
+# The first two create .venv once and install pinned dependencies; PYTHON=python3.12 chooses another interpreter.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
+
+.PHONY: demo test check clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/duotune demo
+
+test: $(VENV)/installed-tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed-checks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# Stamps: a later run installs nothing unless the declared dependencies changed.
+$(VENV)/installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) not found; install Python 3.10 or newer, or say PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "make: Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) --version 2>&1); say PYTHON=..." >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "make: cannot create $(VENV); does $(PYTHON) have its venv module (Debian: python3-venv)?" >&2; exit 1; }
+	$(PIP) -c constraints.txt torch==2.13.0
+	$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed
+	$(PIP) -c constraints.txt -e ".[test]"
+	@touch $@
+
+$(VENV)/installed-checks: $(VENV)/installed
+	$(PIP) "ruff==0.17.6"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs/demo

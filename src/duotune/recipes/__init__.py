@@ -1,0 +1,211 @@
+"""Recipes: one YAML file, one experiment, with its source and the result to expect.
+
+    method: dpt                      every key is a field of `Recipe`; what is left out has its default
+    backbone: openai/clip-vit-base-patch16
+    shots: 16
+    epochs: 100
+    settings: {num_context_tokens: 16}     fields of the method's config
+    source: where these values come from
+    expected: a sentence with a number and its source, or null
+
+Nothing heavy is imported to list or read recipes; `validate` imports the method named.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigError, DataError, UnknownNameError
+
+CLASSES = ("all", "base", "new")
+
+
+def _say(default: Any, help: str, **more: Any) -> Any:
+    kind = type(default)
+    value = {"default_factory": kind} if kind in (dict, list) else {"default": default}
+    return field(**value, metadata={"help": help, **more})
+
+
+@dataclass
+class Recipe:
+    """One experiment: a method on a backbone and a data set, and how it is trained.
+
+    Fields with a `help` text are options of `duotune train`. `settings` are fields of the method's config, `training`
+    further fields of `PromptTrainingArguments`. `description`, `source`, `command` and `expected` document a recipe.
+    """
+
+    method: str = _say("dpt", "method to train, see `duotune list methods`", metavar="NAME")
+    backbone: str = _say("", "embedded name, local folder or Hub id of a CLIP model", metavar="NAME")
+    data: str = _say("", "data set name, image folder, CSV file or saved Hugging Face data set", metavar="NAME|PATH")
+    root: str | None = _say(None, "folder that holds the named data sets", metavar="FOLDER")
+    shots: int = _say(16, "training images per class; 0 takes all")
+    seed: int = _say(1, "of the shots, the random start and the order of images")
+    classes: str = _say("all", "all classes, the first half (base) or the second (new)", choices=CLASSES)
+    template: str | None = _say(None, "prompt with one {} instead of the data set's own", metavar="TEXT")
+    epochs: int = _say(50, "times to see every image")
+    batch_size: int = _say(32, "images per step")
+    views: int | None = _say(None, "cached random views per image; 0 draws fresh ones every epoch")
+    bf16: bool = _say(False, "compute in bfloat16")
+    cache_dir: str | None = _say(None, "folder of the feature cache", metavar="FOLDER")
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    description: str = ""
+    source: str = ""
+    command: str = ""
+    expected: str | None = None
+
+    def faults(self) -> Iterator[str]:
+        """One sentence per value that does not fit, the method's settings included."""
+        for name in ("backbone", "data"):
+            if not getattr(self, name):
+                yield f"no {name} is given (--{name}, or `{name}:` in the recipe)"
+        if self.shots < 0:
+            yield f"shots must be at least 1, or 0 for all images, not {self.shots}"
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, not {getattr(self, name)}"
+        if self.views is not None and self.views < 0:
+            yield f"views must be at least 0, not {self.views}"
+        if self.classes not in CLASSES:
+            yield f"classes must be one of {', '.join(CLASSES)}, not {self.classes!r}"
+        if self.template is not None and self.template.count("{}") != 1:
+            yield f"template must contain one '{{}}' for the class name, not {self.template!r}"
+        yield from self._method_faults()
+
+    def _method_faults(self) -> Iterator[str]:
+        from ..methods import METHODS
+
+        try:
+            config = METHODS.get(self.method).Config
+        except UnknownNameError as error:
+            yield str(error)
+            return
+        wrong = list(_misfits(config, self.settings, f"setting of {self.method}"))
+        yield from wrong
+        if not wrong:
+            yield from config(**self.settings).faults()
+
+    def validate(self) -> Recipe:
+        """self, if every value fits. Raises ConfigError with every fault at once."""
+        if faults := list(self.faults()):
+            raise ConfigError(*faults)
+        return self
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with other values; `settings` and `training` are merged, not replaced."""
+        for name in ("settings", "training"):
+            if name in changes:
+                changes[name] = {**getattr(self, name), **changes[name]}
+        return dataclasses.replace(self, **changes)
+
+
+def _misfits(kind: type, values: dict[str, Any], what: str) -> Iterator[str]:
+    """Faults of `values` as fields of the dataclass `kind`: unknown names and wrong types."""
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            yield f"unknown {what} {name!r}{hint} (known: {', '.join(sorted(known)) or 'none'})"
+        elif not _fits(value, hints[name]):
+            expected = getattr(hints[name], "__name__", str(hints[name]))
+            yield f"{name} must be {expected}, not {value!r}"
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if arguments := [a for a in typing.get_args(kind) if typing.get_origin(kind) not in (dict, list)]:
+        return any(_fits(value, a) for a in arguments)  # "str | None"
+    kind = typing.get_origin(kind) or kind
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, kind)
+
+
+def parse_value(text: str) -> Any:
+    """The value that YAML reads in `text`, with 1e-3 a number: "true" -> True, "0.1" -> 0.1, "a photo" -> "a photo"."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    return value
+
+
+def parse_assignments(assignments: Iterable[str], flag: str) -> dict[str, Any]:
+    """["text_lr=1e-3", "deep=false"] -> {"text_lr": 0.001, "deep": False}. Raises ConfigError if one has no "="."""
+    values: dict[str, Any] = {}
+    faults = []
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            faults.append(f"{flag} needs name=value, got {text!r}")
+        else:
+            values[name.strip()] = parse_value(value)
+    if faults:
+        raise ConfigError(*faults)
+    return values
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes shipped with the package."""
+    return sorted(p.name.removesuffix(".yaml") for p in resources.files(__name__).iterdir() if p.name.endswith(".yaml"))
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: name of a shipped recipe ("dpt_vitb16"), or path of a YAML file.
+
+    Raises:
+        UnknownNameError: neither a file nor a shipped recipe. ConfigError: not YAML, or every key and type that does
+        not fit. Values are checked by `Recipe.validate`, because options of a command line may still change them.
+    """
+    import yaml
+
+    path = Path(source)
+    if path.is_dir():
+        raise ConfigError(f"a recipe is a YAML file; {source} is a folder")
+    if path.is_file():
+        text = path.read_text(encoding="utf-8", errors="replace")
+    elif path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
+        raise DataError(f"no recipe file {source}; give the path of a YAML file, or one of {', '.join(list_recipes())}")
+    elif str(source) in list_recipes():
+        text = resources.files(__name__).joinpath(f"{source}.yaml").read_text(encoding="utf-8")
+    else:
+        raise UnknownNameError("recipe", str(source), list_recipes())
+    try:
+        values = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source} must hold `key: value` lines; got {type(values).__name__}")
+    values["settings"] = {k: _number(v) for k, v in (values.get("settings") or {}).items()}
+    values["training"] = {k: _number(v) for k, v in (values.get("training") or {}).items()}
+    if faults := [f"{source}: {fault}" for fault in _misfits(Recipe, values, "recipe key")]:
+        raise ConfigError(*faults)
+    return Recipe(**values)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as a string; people mean a number."""
+    return parse_value(value) if isinstance(value, str) and value[:1] in "0123456789.-+" else value
+
+
+__all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "parse_assignments", "parse_value"]
