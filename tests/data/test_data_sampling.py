@@ -1,0 +1,92 @@
+import random
+from pathlib import Path
+
+import pytest
+
+from duotune.data import ClassificationData, ImageItem
+from duotune.data.sampling import few_shot, split
+from duotune.errors import ConfigError, DataError
+
+
+def items(counts, root="/data", tag="train"):
+    return tuple(
+        ImageItem(Path(root) / tag / str(y) / f"{i:03d}.jpg", y) for y, n in enumerate(counts) for i in range(n)
+    )
+
+
+def make(counts=(20, 30, 25), val=(6, 2, 9), root="/data"):
+    names = tuple(f"class {y}" for y in range(len(counts)))
+    return ClassificationData(
+        "toy", names, items(counts, root), items(val, root, "val"), items((5, 5, 5), root, "test")
+    )
+
+
+def test_shots_per_class_and_community_validation_size():
+    for shots, expected_val in ((1, [1, 1, 1]), (2, [2, 2, 2]), (8, [4, 2, 4])):
+        data = few_shot(make(), shots, seed=1)
+        assert [sum(i.label == y for i in data.train) for y in range(3)] == [shots] * 3
+        assert [sum(i.label == y for i in data.val) for y in range(3)] == expected_val
+        assert len(set(data.train)) == 3 * shots
+        assert data.test == make().test
+
+
+def test_depends_on_items_and_seed_alone():
+    data = make()
+    shuffled = list(data.train)
+    random.Random(0).shuffle(shuffled)
+    again = ClassificationData("other", data.class_names, tuple(shuffled), data.val, data.test)
+    assert few_shot(data, 4, seed=3).train == few_shot(again, 4, seed=3).train
+    assert few_shot(data, 4, seed=3).train != few_shot(data, 4, seed=4).train
+    # The folder's place does not matter.
+    moved = few_shot(make(root="/elsewhere/deep"), 4, seed=3)
+    assert [i.short_key for i in moved.train] == [i.short_key for i in few_shot(data, 4, seed=3).train]
+
+
+def test_selection_is_pinned():
+    """The shots of a seed are part of what results mean: they must never change."""
+    names = [i.path.name for i in few_shot(make(), 3, seed=1).train if i.label == 0]
+    import hashlib
+
+    order = sorted(range(20), key=lambda i: hashlib.sha256(f"1:train:class 0:{i}".encode()).digest())
+    assert names == [f"{i:03d}.jpg" for i in order[:3]]
+
+
+def test_shots_are_nested_and_commute_with_class_subsets():
+    data = make()
+    few, more = few_shot(data, 2), few_shot(data, 8)
+    assert set(few.train) < set(more.train)
+    for part in ("base", "new"):
+        assert data.few_shot(4).subset(part) == data.subset(part).few_shot(4)
+
+
+def test_too_few_items_names_the_classes():
+    data = make(counts=(20, 3, 0))
+    with pytest.raises(
+        DataError, match=r"4 shots wanted, but 2 of 3 classes.*'class 1 \(3\)', 'class 2 \(0\)'.*repeat=True"
+    ):
+        few_shot(data, 4)
+    with pytest.raises(DataError, match=r"1 of 3 classes.*class 2 \(0\)"):
+        few_shot(data, 4, repeat=True)
+    with pytest.raises(ConfigError, match="at least 1"):
+        few_shot(data, 0)
+
+
+def test_repeat_repeats_in_turn():
+    data = make(counts=(20, 3, 5)).few_shot(8, repeat=True)
+    ones = [i for i in data.train if i.label == 1]
+    assert len(ones) == 8 and ones[:3] == ones[3:6] and len(set(ones)) == 3
+    assert len({i for i in data.train if i.label == 0}) == 8
+
+
+def test_split_is_stratified_disjoint_complete():
+    whole = items((100, 10, 3, 2, 1))
+    train, val, test = split(whole, 0.2, 0.3, seed=0)
+    assert sorted(train + val + test, key=lambda i: i.key) == sorted(whole, key=lambda i: i.key)
+    count = lambda part: [sum(i.label == y for i in part) for y in range(5)]
+    assert (count(train), count(val), count(test)) == ([50, 5, 1, 1, 1], [20, 2, 1, 0, 0], [30, 3, 1, 1, 0])
+    assert split(whole, 0.2, 0.3, seed=0) == (train, val, test)
+    assert split(whole, 0.2, 0.3, seed=1) != (train, val, test)
+    assert split(whole, 0.0, 0.0)[1:] == ([], [])
+    for shares in ((0.5, 0.5), (-0.1, 0.2)):
+        with pytest.raises(ConfigError, match="less than 1"):
+            split(whole, *shares)
