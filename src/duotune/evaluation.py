@@ -1,0 +1,207 @@
+"""How good a model is on labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .data.base import ClassificationData, ImageItem
+from .errors import ConfigError, DataError
+from .metrics import BaseToNew, ClassificationMetrics
+from .model import PromptedModel
+from .training.cache import FeatureCache
+from .training.features import (
+    PixelBatch,
+    SafeImages,
+    check_broken_share,
+    frozen_features,
+    image_batches,
+    test_transform,
+)
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """What `evaluate` found.
+
+    Attributes:
+        metrics: accuracies in percent, over all images and per class.
+        predictions: predicted label of each item in `items`.
+        confidences: its probability, 0..1.
+        seconds: wall time, decoding included.
+        items: the images that were read, in their order.
+        broken: name of each image that could not be read (left out of everything else) -> why.
+    """
+
+    metrics: ClassificationMetrics
+    predictions: tuple[int, ...]
+    confidences: tuple[float, ...]
+    seconds: float
+    items: tuple[ImageItem, ...] = field(repr=False, default=())
+    broken: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def accuracy(self) -> float:
+        """Percent of images classified right."""
+        return self.metrics.accuracy
+
+    @property
+    def per_class(self) -> tuple[float | None, ...]:
+        """Percent per class; None for a class without images."""
+        return self.metrics.per_class
+
+    @property
+    def num_images(self) -> int:
+        return self.metrics.num_images
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.metrics.class_names
+
+    def to_json(self) -> str:
+        values = dataclasses.asdict(self.metrics)
+        values |= {"seconds": self.seconds, "broken": self.broken}
+        names = self.class_names
+        values["predictions"] = [
+            {"image": item.key, "label": names[item.label], "predicted": names[p], "confidence": round(c, 6)}
+            for item, p, c in zip(self.items, self.predictions, self.confidences)
+        ]
+        return json.dumps(values, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        """A table, one row per class and one for all."""
+        skipped = f"; {len(self.broken)} images could not be read" if self.broken else ""
+        return f"{self.metrics}\n{self.num_images} images in {self.seconds:.1f} s{skipped}"
+
+    def plot(self, path: str | Path) -> Path:
+        """Draw per-class accuracies as bars, worst first, into an image file."""
+        from matplotlib.figure import Figure
+
+        rows = sorted((value, name) for value, name in zip(self.per_class, self.class_names) if value is not None)
+        figure = Figure(figsize=(6, 1 + 0.22 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        axes.barh([name for _, name in rows], [value for value, _ in rows])
+        axes.axvline(self.accuracy, color="black", linewidth=1)
+        axes.set(xlabel=f"accuracy in % (line: all images, {self.accuracy:.1f})", xlim=(0, 100))
+        figure.savefig(path)
+        return Path(path)
+
+
+def evaluate(
+    model: PromptedModel,
+    items: Sequence[ImageItem],
+    batch_size: int = 64,
+    workers: int = 2,
+    cache: FeatureCache | None = None,
+    progress: bool = True,
+    max_broken_share: float = 0.01,
+) -> ClassificationResult:
+    """Classify labelled images under the test transform and count.
+
+    Methods that read frozen features alone compute text features once and see no pixel that the cache
+    already knows. The model is evaluated in eval mode and left in the mode it was in.
+
+    Args:
+        items: labels index `model.class_names`.
+        batch_size: images per forward pass. workers: processes that decode; 0 decodes in this one.
+        cache: of frozen features; None computes them for this call.
+        max_broken_share: 0..1; images that cannot be read are named and left out up to this share.
+
+    Raises:
+        DataError: no items, labels beyond the model's classes, or too many broken images.
+    """
+    items, start = tuple(items), time.perf_counter()
+    if not items:
+        raise DataError("there are no images to evaluate on; does the data set have this split?")
+    if (largest := max(item.label for item in items)) >= len(model.class_names):
+        raise DataError(f"the model knows {len(model.class_names)} classes, but an image has label {largest}")
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            kept, logits, broken = _logits(model, items, batch_size, workers, cache, progress, max_broken_share)
+    finally:
+        model.train(was_training)
+    if not kept:
+        raise DataError(f"none of the {len(items)} images can be read; first reason: {next(iter(broken.values()))}")
+    confidences, predictions = logits.float().softmax(-1).max(-1)
+    metrics = ClassificationMetrics.measure(predictions, [item.label for item in kept], model.class_names)
+    seconds = time.perf_counter() - start
+    return ClassificationResult(
+        metrics, tuple(predictions.tolist()), tuple(confidences.tolist()), seconds, kept, broken
+    )
+
+
+def _logits(
+    model: PromptedModel, items, batch_size, workers, cache, progress, max_broken_share
+) -> tuple[tuple[ImageItem, ...], Tensor, dict[str, str]]:
+    """The images that can be read, their logits (N, C), and the others with reasons."""
+    method, backbone = model.method, model.backbone
+    transform, features, broken = test_transform(backbone), None, {}
+    # with no cache, features that pixels are needed for anyway are cheaper in the same pass
+    if method.needs_frozen_features and (cache is not None or not method.needs_pixels):
+        frozen = frozen_features(
+            backbone,
+            items,
+            transform,
+            cache=cache,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            max_broken_share=max_broken_share,
+        )
+        items, features, broken = frozen.items, frozen.features[:, 0], frozen.broken
+        if not method.needs_pixels:
+            rows = [model(frozen_features=f.to(backbone.device))["logits"].cpu() for f in features.split(batch_size)]
+            return items, torch.cat(rows) if rows else torch.zeros(0, len(model.class_names)), broken
+    total, rows, done = len(items) + len(broken), [], []
+    with tqdm(total=len(items), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
+        for batch in image_batches(SafeImages(items, transform), range(len(items)), batch_size, workers):
+            broken.update(batch.broken)
+            if len(batch.index):
+                rows.append(_forward(model, batch, features))
+                done += batch.index.tolist()
+            bar.update(batch.count)
+    check_broken_share(broken, total, max_broken_share)
+    return tuple(items[i] for i in done), torch.cat(rows) if rows else torch.zeros(0), broken
+
+
+def _forward(model: PromptedModel, batch: PixelBatch, features: Tensor | None) -> Tensor:
+    weight = next(model.backbone.parameters())
+    inputs: dict[str, Any] = {"pixel_values": batch.pixel_values.to(weight.device, weight.dtype)}
+    if features is not None:
+        inputs["frozen_features"] = features[batch.index].to(weight.device)
+    return model(**inputs)["logits"].cpu()
+
+
+def base_to_new(model: PromptedModel, data: ClassificationData, **options: Any) -> BaseToNew:
+    """Accuracy on the test images of the base classes and of the new ones, which the model has not seen.
+
+    Args:
+        model: trained on `data.subset("base")`; its classes are the same afterwards.
+        data: with all classes.
+        options: of `evaluate`.
+
+    Raises:
+        ConfigError: the model's classes are not the base classes. ClassNamesError: the method cannot take others
+            (a linear probe, a class-specific context).
+    """
+    base, new = data.subset("base"), data.subset("new")
+    if model.class_names != tuple(base.class_names):
+        raise ConfigError(f"expected a model of the {len(base.class_names)} base classes of {data.name}")
+    on_base, template = evaluate(model, base.test, **options).accuracy, model.method.template
+    model.set_classes(new.class_names, template)
+    try:
+        on_new = evaluate(model, new.test, **options).accuracy
+    finally:
+        model.set_classes(base.class_names, template)
+    return BaseToNew(on_base, on_new)

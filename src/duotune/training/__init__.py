@@ -1,0 +1,28 @@
+"""Training on transformers' Trainer: arguments, schedule, the feature cache and the trainer."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+_LAZY = {
+    "FeatureCache": ".cache",
+    "PromptTrainer": ".trainer",
+    "PromptTrainingArguments": ".arguments",
+    "frozen_features": ".features",
+    "last_checkpoint": ".trainer",
+}
+
+__all__ = ["FeatureCache", "PromptTrainer", "PromptTrainingArguments", "frozen_features", "last_checkpoint"]
+
+if TYPE_CHECKING:
+    from .arguments import PromptTrainingArguments
+    from .cache import FeatureCache
+    from .features import frozen_features
+    from .trainer import PromptTrainer, last_checkpoint
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,430 @@
+"""PromptTrainer: transformers' Trainer for a frozen backbone and a few kilobytes of prompts.
+
+What it changes, hook by hook:
+
+    data          ClassificationData in; features of frozen towers from the cache, pixels where they are needed
+    order         a function of seed and epoch alone, so that resuming needs no generator's history
+    optimizer     one group per kind of prompt, a rate per epoch (`schedule`)
+    compute_loss  hands `Progress` to the method
+    checkpoints   the method's state alone, kilobytes, beside optimizer, schedule and generators
+    faults        NaN, no space, Ctrl-C: one line, and checkpoints from before stay usable
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import logging
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import EvalPrediction, TrainOutput
+
+from .. import artifacts
+from ..data.base import ClassificationData, ImageItem
+from ..data.torch_dataset import ImageDataset, check_images
+from ..data.transforms import Transform
+from ..errors import ArtifactError, ConfigError, TrainingError
+from ..methods.base import Progress
+from ..model import PromptedModel
+from .arguments import PromptTrainingArguments
+from .cache import FeatureCache
+from .features import FeatureDataset, PixelsAndFeatures, collate, frozen_features, test_transform, train_transform
+from .schedule import epoch_schedule, learning_rate, optimizer_groups
+
+logger = logging.getLogger(__name__)
+
+STATE, IDENTITY, TRAINER_STATE = "model.safetensors", "checkpoint.json", "trainer_state.json"
+PROBE_IMAGES = 1024
+
+
+class PromptTrainer(Trainer):
+    """Trains the method of a `PromptedModel`; its backbone stays frozen and in eval mode.
+
+    Args:
+        model: from `attach`.
+        args: see `PromptTrainingArguments`.
+        data: train on `data.train`, validate on `data.val`. Draws `args.num_shots` per class if that is not 0.
+        train_dataset, eval_dataset: instead of `data`: torch datasets of {"pixel_values", "labels"} or
+            {"frozen_features", "labels"}; one with a `set_epoch(epoch)` is told the epoch.
+        transform: of training images; None for the authors' augmentation.
+        others: as in `transformers.Trainer`.
+
+    Attributes:
+        cache: the `FeatureCache`, or None.
+        broken: name of each image that was skipped -> why.
+
+    Raises:
+        ConfigError: neither or both of `data` and `train_dataset`, or no validation images to select by.
+        DataError: too many images cannot be read.
+    """
+
+    def __init__(
+        self,
+        model: PromptedModel,
+        args: PromptTrainingArguments,
+        data: ClassificationData | None = None,
+        train_dataset: Dataset | None = None,
+        eval_dataset: Dataset | None = None,
+        transform: Transform | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        **others: Any,
+    ):
+        if (data is None) == (train_dataset is None):
+            raise ConfigError("PromptTrainer trains on data (ClassificationData) or on a train_dataset; give one")
+        args = copy.copy(args)
+        if args.data_seed is None:
+            args.data_seed = args.seed
+        self.broken: dict[str, str] = {}
+        self.cache = FeatureCache(args.cache_dir, int(args.cache_gb * 1e9)) if args.cache_dir else None
+        if data is not None:
+            if tuple(data.class_names) != model.class_names:
+                raise ConfigError(
+                    f"the model classifies into {len(model.class_names)} classes, {data.name} has other "
+                    f"{len(data.class_names)}; attach with data.class_names, or call set_classes"
+                )
+            data = data.few_shot(args.num_shots, args.shots_seed) if args.num_shots else data
+            if not data.train:
+                raise ConfigError(f"{data.name} has no training images")
+            with args.main_process_first(local=False, desc="image features"):  # the others read its cache
+                train_dataset = self._make_dataset(model, args, data.train, transform, training=True)
+                if data.val:
+                    eval_dataset = self._make_dataset(model, args, data.val, None, training=False)
+        if eval_dataset is None and args.metric_for_best:
+            raise ConfigError(f"metric_for_best={args.metric_for_best!r} needs validation images, and there are none")
+        if isinstance(train_dataset, FeatureDataset):
+            args.dataloader_num_workers, args.dataloader_prefetch_factor = 0, None  # nothing to decode
+            args.dataloader_persistent_workers = False
+        self._steps_per_epoch = 1
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_collator=others.pop("data_collator", collate),
+            compute_metrics=compute_metrics or accuracy_metric,
+            **others,
+        )
+        self.add_callback(_TellEpoch(self))
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(_OneBar)
+
+    def _make_dataset(
+        self,
+        model: PromptedModel,
+        args: PromptTrainingArguments,
+        items: tuple[ImageItem, ...],
+        transform: Transform | None,
+        training: bool,
+    ) -> Dataset:
+        """The cheapest dataset that holds what the method reads."""
+        method, backbone = model.method, model.backbone
+        if training and args.augment:
+            transform, views = transform or train_transform(backbone), args.views
+        else:
+            transform, views = transform or test_transform(backbone), 1
+        progress = not args.disable_tqdm
+        if views and method.needs_frozen_features:
+            frozen = frozen_features(
+                backbone,
+                items,
+                transform,
+                views,
+                args.seed,
+                self.cache,
+                args.per_device_eval_batch_size,
+                args.dataloader_num_workers,
+                progress,
+                args.max_broken_share,
+            )
+            self._skip(frozen.broken)
+            if not method.needs_pixels:
+                return FeatureDataset(frozen)
+            return PixelsAndFeatures(ImageDataset(frozen.items, transform, views, args.seed), frozen.features)
+        items, report = check_images(items, args.dataloader_num_workers, args.max_broken_share)
+        self._skip(report.broken)
+        return ImageDataset(items, transform, views, args.seed)
+
+    def _skip(self, broken: dict[str, str]) -> None:
+        self.broken.update(broken)
+        for reason in broken.values():
+            logger.warning("skipped: %s", reason)
+
+    # where training stands
+
+    @property
+    def progress(self) -> Progress:
+        """The epoch of the coming step, and how many there are."""
+        return Progress(min(self.state.global_step // self._steps_per_epoch, self.num_epochs - 1), self.num_epochs)
+
+    @property
+    def num_epochs(self) -> int:
+        if self.args.max_steps > 0:
+            return math.ceil(self.args.max_steps / self._steps_per_epoch)
+        return math.ceil(self.args.num_train_epochs)
+
+    # data
+
+    def get_train_dataloader(self) -> DataLoader:
+        loader = super().get_train_dataloader()
+        self._steps_per_epoch = max(1, math.ceil(len(loader) / self.args.gradient_accumulation_steps))
+        return loader
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        return EpochSampler(len(dataset), self.args.data_seed, lambda: self.progress.epoch)
+
+    # optimisation
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            groups = optimizer_groups(self.model.method.param_groups(), self.model, self.args.weight_decay)
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            if kind is torch.optim.SGD:
+                settings = {"momentum": self.args.sgd_momentum, **settings}
+            self.optimizer = kind(groups, **settings)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None):
+        if self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            groups = self.model.method.param_groups()
+            self.lr_scheduler = epoch_schedule(optimizer, groups, self.num_epochs, self._steps_per_epoch)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        outputs = model(**inputs, progress=self.progress)
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def training_step(self, *args, **kwargs) -> Tensor:
+        loss = super().training_step(*args, **kwargs)
+        if not torch.isfinite(loss):
+            step = self.state.global_step + 1
+            rates = ", ".join(f"{g.name} {g.lr:g}" for g in self.model.method.param_groups())
+            raise TrainingError(
+                f"the loss is {loss.item()} at step {step} (epoch {self.progress.epoch + 1} of {self.num_epochs}); "
+                f"{self._where_to_go_on()}; try lower learning rates ({rates})"
+            )
+        return loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        if "loss" in logs:
+            epoch = max(0, self.state.global_step - 1) // self._steps_per_epoch  # of the step just made
+            groups = self.model.method.param_groups()
+            logs = {**logs, **{f"learning_rate_{g.name}": learning_rate(g, epoch, self.num_epochs) for g in groups}}
+        super().log(logs, *args, **kwargs)
+
+    # a run
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **others: Any) -> TrainOutput:
+        """As `Trainer.train`; the model is left in eval mode.
+
+        Args:
+            resume_from_checkpoint: True: go on from the last complete checkpoint in `args.output_dir`; or its folder.
+
+        Raises:
+            TrainingError: the loss is not finite, or a checkpoint cannot be written. ArtifactError: no checkpoint to
+                resume from, or one of another method or backbone.
+        """
+        if not self.model.method.param_groups():
+            logger.info("%s learns nothing; there is nothing to train", self.model.method_name)
+            self.model.eval()
+            return TrainOutput(0, 0.0, {})
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ArtifactError(
+                    f"no complete checkpoint in {self.args.output_dir} to resume from; train without it"
+                )
+        try:
+            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **others)
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise TrainingError(f"no space left ({error}); {self._where_to_go_on()}; free some space") from error
+            raise
+        finally:
+            # accelerate leaves an autocast wrapper around forward (bf16); predictions are to be the model's own
+            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+            self.model_wrapped = self.model
+            self.model.eval()
+
+    def _where_to_go_on(self) -> str:
+        last = last_checkpoint(self.args.output_dir)
+        return f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+
+    # checkpoints
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        try:
+            super()._save_checkpoint(model, trial)
+        except BaseException as error:
+            # trainer_state.json is written last: without it a folder is no checkpoint
+            if self.args.should_save and not _is_complete(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(error, (OSError, SafetensorError, RuntimeError)) and not isinstance(error, TrainingError):
+                raise TrainingError(
+                    f"cannot write the checkpoint {folder}: {error}; {self._where_to_go_on()}; "
+                    "free some space and resume"
+                ) from error
+            raise
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        state = {k: v.detach().cpu().contiguous() for k, v in self.model.method.state_dict().items()}
+        if broken := sorted(k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()):
+            raise TrainingError(
+                f"{broken[0]} holds NaN or infinity after step {self.state.global_step}; {self._where_to_go_on()}; "
+                "try lower learning rates"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(state, folder / STATE, metadata={"format": "pt"})
+        (folder / IDENTITY).write_text(json.dumps(self._identity(), indent=2))
+
+    def _identity(self) -> dict[str, Any]:
+        return {
+            "method": self.model.method_name,
+            "config": self.model.method.config.to_dict(),
+            "fingerprint": self.model.backbone.fingerprint(),
+            "class_names": list(self.model.class_names),
+            "num_train_epochs": self.num_epochs,
+            "seed": self.args.seed,
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        if not _is_complete(folder):
+            raise ArtifactError(f"{folder} is no complete checkpoint; expected {STATE}, {IDENTITY}, {TRAINER_STATE}")
+        saved, ours = json.loads((folder / IDENTITY).read_text()), json.loads(json.dumps(self._identity()))
+        if different := [k for k in ours if saved.get(k) != ours[k]]:
+            key = different[0]
+            raise ArtifactError(
+                f"{folder} has another {key}: {saved.get(key)!r}, this run has {ours[key]!r}; resume with the settings "
+                "it was trained with"
+            )
+        self._restore(folder)
+
+    def _load_best_model(self) -> None:
+        self._restore(Path(self.state.best_model_checkpoint))
+
+    def _restore(self, folder: Path) -> None:
+        try:
+            tensors = load_file(folder / STATE)
+        except (OSError, SafetensorError) as error:
+            raise ArtifactError(f"cannot read {folder / STATE} ({error}); resume from an earlier checkpoint") from error
+        method = self.model.method
+        artifacts.check_tensors(str(folder / STATE), tensors, method.state_dict(), self.model.method_name)
+        method.load_state_dict(tensors)
+        method.train(method.training)  # what was derived from the weights is forgotten
+
+    # the artifact
+
+    def save_artifact(self, folder: str | Path, dtype: str = "auto") -> Path:
+        """Write the artifact, in float16 where that changes no prediction on training and validation images.
+
+        Afterwards the model holds the stored weights: what is evaluated from now on is what was stored.
+
+        Args:
+            dtype: as in `artifacts.save`. Up to 1,024 images are compared under "auto".
+        """
+        if self.is_world_process_zero():
+            artifacts.save(self.model, folder, dtype=dtype, probe=list(self._probe()) if dtype == "auto" else None)
+        self.accelerator.wait_for_everyone()
+        artifacts.restore(self.model, folder)
+        return Path(folder)
+
+    def _probe(self) -> Iterator[Mapping[str, Tensor]]:
+        for dataset in (self.train_dataset, self.eval_dataset):
+            if dataset is None or isinstance(dataset, dict):
+                continue
+            order = np.linspace(0, len(dataset) - 1, min(len(dataset), PROBE_IMAGES)).astype(int).tolist()
+            workers = 0 if isinstance(dataset, FeatureDataset) else min(2, self.args.dataloader_num_workers)
+            size = self.args.per_device_eval_batch_size
+            loader = DataLoader(dataset, size, sampler=order, num_workers=workers, collate_fn=self.data_collator)
+            yield from loader
+
+
+class EpochSampler(Sampler[int]):
+    """A permutation of range(n) that depends on seed and epoch alone.
+
+    Args:
+        epoch: called at the start of every pass.
+    """
+
+    def __init__(self, n: int, seed: int, epoch: Callable[[], int]):
+        self.n, self.seed, self.epoch = n, seed, epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(np.random.default_rng([self.seed, self.epoch()]).permutation(self.n).tolist())
+
+
+class _TellEpoch(TrainerCallback):
+    """Tells the training dataset its epoch before anything is read from it."""
+
+    def __init__(self, trainer: PromptTrainer):
+        self.trainer = trainer
+
+    def on_epoch_begin(self, args, state, control, **_):
+        if hasattr(self.trainer.train_dataset, "set_epoch"):
+            self.trainer.train_dataset.set_epoch(self.trainer.progress.epoch)
+
+
+class _OneBar(ProgressCallback):
+    """One bar for the run, the newest numbers beside it; transformers' own prints a dictionary per epoch."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        self.numbers: dict[str, str] = {}
+        if self.training_bar is not None:
+            self.training_bar.set_description("training")
+
+    def on_prediction_step(self, *args, **kwargs):
+        pass
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        shown = {"loss": "loss", "eval_loss": "val loss", "eval_accuracy": "val accuracy"}
+        if state.is_world_process_zero and self.training_bar is not None:
+            self.numbers |= {shown[k]: f"{v:.4g}" for k, v in (logs or {}).items() if k in shown}
+            self.training_bar.set_postfix(self.numbers)
+
+
+def accuracy_metric(prediction: EvalPrediction) -> dict[str, float]:
+    """{"accuracy": % of images whose highest logit is their class}."""
+    logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
+    return {"accuracy": 100 * float((logits.argmax(-1) == prediction.label_ids).mean())}
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        json.loads((folder / TRAINER_STATE).read_text())
+    except (OSError, ValueError):
+        return False
+    return (folder / STATE).is_file() and (folder / IDENTITY).is_file()
+
+
+def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """The complete checkpoint with the most steps in a folder; unfinished ones are passed over."""
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in Path(output_dir).glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit() and _is_complete(path)
+    ]
+    return str(max(found)[1]) if found else None
