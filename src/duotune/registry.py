@@ -24,6 +24,7 @@ class Registry:
     def __init__(self, kind: str, table: dict[str, str]):
         self.kind = kind
         self._table: dict[str, Any] = dict(table)
+        self._loaded: dict[str, Any] = {}  # beside the table: `where` still answers after `get`
 
     def __iter__(self) -> Iterator[str]:
         return iter(sorted(self._table))
@@ -40,12 +41,14 @@ class Registry:
             raise UnknownNameError(self.kind, name, self._table)
         target = self._table[name]
         if isinstance(target, str):
-            module, _, attribute = target.partition(":")
-            target = self._table[name] = getattr(importlib.import_module(module), attribute)
+            if name not in self._loaded:
+                module, _, attribute = target.partition(":")
+                self._loaded[name] = getattr(importlib.import_module(module), attribute)
+            return self._loaded[name]
         return target
 
     def where(self, name: str) -> str:
-        """"module:attribute" of `name`, without importing it. Raises UnknownNameError."""
+        """ "module:attribute" of `name`, without importing it. Raises UnknownNameError."""
         if name not in self._table:
             raise UnknownNameError(self.kind, name, self._table)
         target = self._table[name]
@@ -53,7 +56,7 @@ class Registry:
 
     def register(self, name: str, target: Any) -> Any:
         """Add `target` (an object, or "module:attribute") under a new name. Raises ConfigError if the name is taken."""
-        if name in self._table and self._table[name] is not target:
+        if name in self._table and target is not self._table[name] and target is not self._loaded.get(name):
             raise ConfigError(f"{self.kind} {name!r} is already registered; choose another name")
         self._table[name] = target
         return target
