@@ -9,7 +9,8 @@ from tiny_openai import BPE, CLASS_NAMES, DATA, Sizes, images, openai_state_dict
 
 from duotune.backbones import load_backbone
 from duotune.conversion import convert_openai_clip, import_dassl
-from duotune.conversion.dassl import read_dassl
+from duotune.conversion.dassl import DATASET_NAMES, read_dassl
+from duotune.data import DATASETS
 from duotune.errors import ArtifactError, ConfigError
 
 EUROSAT, DTD = "a centered satellite photo of {}.", "{} texture."
@@ -170,8 +171,31 @@ def test_settings_from_the_log(openai_clip, run):
     assert import_dassl(folder, openai_clip, CLASS_NAMES, EUROSAT).method.config.position == "middle"
     model = import_dassl(folder, openai_clip, CLASS_NAMES, EUROSAT, position="end", num_candidates=4)
     assert (model.method.config.position, model.method.config.num_candidates) == ("end", 4)
-    with pytest.raises(ArtifactError, match="dpt needs the template of its run .data set EuroSAT."):
+    # the template of the data set that the log names
+    (folder / "log.txt").write_text(log)
+    model = import_dassl(folder, openai_clip, CLASS_NAMES)
+    assert model.method.template == EUROSAT and relative(logits_of(model), expected) < 1e-5
+    (folder / "log.txt").write_text(log.replace("EuroSAT", "OurOwn"))
+    with pytest.raises(ArtifactError, match="dpt needs the template of its run .data set OurOwn."):
         import_dassl(folder, openai_clip, CLASS_NAMES)
+    (folder / "log.txt").unlink()
+    with pytest.raises(ArtifactError, match="dpt needs the template of its run, which the files do not hold"):
+        import_dassl(folder, openai_clip, CLASS_NAMES)
+
+
+def test_data_sets_of_the_authors_have_their_templates():
+    special = {
+        "DescribableTextures": DTD,
+        "EuroSAT": EUROSAT,
+        "FGVCAircraft": "a photo of a {}, a type of aircraft.",
+        "Food101": "a photo of {}, a type of food.",
+        "OxfordFlowers": "a photo of a {}, a type of flower.",
+        "OxfordPets": "a photo of a {}, a type of pet.",
+        "UCF101": "a photo of a person doing {}.",
+    }
+    found = {theirs: DATASETS.get(ours).template for theirs, ours in DATASET_NAMES.items()}
+    assert found == {**dict.fromkeys(DATASET_NAMES, "a photo of a {}."), **special}
+    assert len(found) == len(set(DATASET_NAMES.values())) == 15
 
 
 def test_class_names_are_checked(openai_clip):

@@ -156,3 +156,9 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, tiny_clip_folder):
     with pytest.raises(ArtifactError, match="the vocabulary of .* the model has 560 and 559"):
         convert_openai_clip(tmp_path / "clip.pt", tmp_path / "hf", tokenizer=tiny_clip_folder)
     assert not (tmp_path / "hf").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    save_plain(Sizes(), tmp_path / "clip.pt")
+    with pytest.raises(ArtifactError, match="cannot write .*clip.pt/hf"):
+        convert_openai_clip(tmp_path / "clip.pt", tmp_path / "clip.pt" / "hf", bpe=BPE)

@@ -23,9 +23,10 @@ KaiyangZhou/CoOp and fanrena/DPT). Each file is a dict with `state_dict`, `epoch
 
 Shapes tell M, P, whether the context is class-specific, and b: `ctx_learner` of DPT holds b - 1
 layers. Not in the weights are where the class name stands, the template and the number of
-candidates; they come from the caller, else from `log.txt` (the template not even from there), else
-from the defaults of the authors' scripts. The extractor is stored in float16 whatever the run's
-precision was; everything is computed in the backbone's precision here.
+candidates; they come from the caller, else from `log.txt` (which names the data set, and that its
+template), else from the defaults of the authors' scripts. The extractor is stored in float16
+whatever the run's precision was; everything is computed in the backbone's precision here, so a run
+of theirs in float16 agrees up to its own rounding.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import torch
 from torch import Tensor
 
 from ..backbones.base import Backbone, DualEncoder
+from ..data import DATASETS
 from ..errors import ArtifactError
 from ..methods import METHODS
 from ..model import PromptedModel, attach
@@ -58,6 +60,24 @@ _METHOD_OF = {
 _FILE = re.compile(r"model\.pth\.tar-(\d+)")
 _BEST = "model-best.pth.tar"
 NUM_CANDIDATES = 10
+DATASET_NAMES = {
+    "Caltech101": "caltech101",
+    "DescribableTextures": "dtd",
+    "EuroSAT": "eurosat",
+    "FGVCAircraft": "fgvc_aircraft",
+    "Food101": "food101",
+    "ImageNet": "imagenet",
+    "ImageNetA": "imagenet_a",
+    "ImageNetR": "imagenet_r",
+    "ImageNetSketch": "imagenet_sketch",
+    "ImageNetV2": "imagenet_v2",
+    "OxfordFlowers": "oxford_flowers",
+    "OxfordPets": "oxford_pets",
+    "StanfordCars": "stanford_cars",
+    "SUN397": "sun397",
+    "UCF101": "ucf101",
+}
+"""The authors' names of data sets -> ours."""
 
 
 @dataclass
@@ -109,7 +129,7 @@ def import_dassl(
         backbone: the CLIP it was trained on: a Hub id, a local folder, an embedded name, or a loaded backbone.
         class_names: names of the training run, in its order (`set_classes` goes to others afterwards).
         template: prompt with one `{}`. VPT and DPT classify with it, so they need the one of the run's data set
-            ("a photo of a {}, a type of pet."); CoOp and VLP do not read it.
+            ("a photo of a {}, a type of pet."); CoOp and VLP do not read it. None: that of the data set in `log.txt`.
         epoch: number of epochs after which the file was written; "best" for `model-best.pth.tar`; None for the last.
         position: where the class name stands: "end", "middle" or "front"; None: as `log.txt` says, else "end".
         num_candidates: DPT's Q; None: as `log.txt` says, else 10.
@@ -134,14 +154,7 @@ def import_dassl(
         settings["position"] = position or found.log.get("position", "end")
     if found.method == "dpt":
         settings["num_candidates"] = num_candidates or int(found.log.get("num_candidates", NUM_CANDIDATES))
-    if template is None:
-        if found.method in ("vpt", "dpt"):
-            data = f" (data set {found.log['dataset']})" if "dataset" in found.log else ""
-            raise ArtifactError(
-                f"{found.folder}: {found.method} needs the template of its run{data}, which the files do not hold; "
-                'give template, such as "a photo of a {}."'
-            )
-        template = "a photo of a {}."
+    template = template or _template(found)
     if found.num_classes not in (None, len(class_names)):
         raise ArtifactError(
             f"{found.folder} was trained on {found.num_classes} classes, got {len(class_names)} names; "
@@ -270,6 +283,19 @@ def _settings(found: DasslCheckpoint, backbone: DualEncoder) -> dict:
             "import it with the CLIP of its run"
         )
     return settings
+
+
+def _template(found: DasslCheckpoint) -> str:
+    name = found.log.get("dataset", "")
+    if name in DATASET_NAMES:
+        return DATASETS.get(DATASET_NAMES[name]).template
+    if found.method in ("coop", "vlp"):
+        return "a photo of a {}."
+    data = f" (data set {name})" if name else ""
+    raise ArtifactError(
+        f"{found.folder}: {found.method} needs the template of its run{data}, which the files do not hold; "
+        'give template, such as "a photo of a {}."'
+    )
 
 
 def _layered(tokens: Tensor) -> Tensor:

@@ -33,6 +33,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ArtifactError, ConfigError
@@ -83,22 +85,27 @@ def convert_openai_clip(
     if not weights:
         raise ArtifactError(f"{path} holds no named tensors; expected OpenAI's CLIP weights")
     config = infer_config(weights, str(path))
-    tensors = {name: t.to(getattr(torch, dtype)).contiguous() for name, t in convert_weights(weights, str(path))}
+    # copies: safetensors refuses tensors that share memory, as parts of one projection do
+    tensors = {
+        name: t.to(getattr(torch, dtype), copy=True).contiguous() for name, t in convert_weights(weights, str(path))
+    }
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise ArtifactError(f"cannot write {out} ({error}); is there space and permission?") from error
     try:
         _write_tokenizer(beside, config["text_config"], bpe, tokenizer)
-        from safetensors.torch import save_file
-
         save_file(tensors, str(beside / "model.safetensors"), metadata={"format": "pt"})
         _write_json(beside / "config.json", {**config, "dtype": dtype})
         _write_json(beside / "preprocessor_config.json", _processor(config["vision_config"]["image_size"]))
         beside.chmod(0o755)
         os.replace(beside, out)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+    except (OSError, SafetensorError) as error:
+        raise ArtifactError(f"cannot write {out} ({error}); is there space and permission?") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)  # gone already if all went well
     return out
 
 
@@ -194,7 +201,7 @@ def convert_weights(weights: dict[str, Tensor], source: str = "the file") -> Ite
         yield new, weights[old]
     for old, new in split.items():
         for part, tensor in zip("qkv", weights[old].chunk(3)):
-            yield new.format(part), tensor.clone()
+            yield new.format(part), tensor
     for old, new in turned.items():
         yield new, weights[old].T
     left -= {*renamed, *split, *turned}
