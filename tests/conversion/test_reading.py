@@ -52,7 +52,7 @@ def test_runs_nothing_the_file_names(tmp_path):
     assert not (tmp_path / "hit").exists()
     assert isinstance(read["optimizer"], Inert) and torch.equal(state_dict_of(read)["w"], torch.ones(2))
     with open(tmp_path / "old", "wb") as f:
-        pickle.dump(Runs(tmp_path / "hit"), f)
+        pickle.dump(Runs(tmp_path / "hit"), f, protocol=2)
     with pytest.raises(ArtifactError, match="cannot read"):
         read_archive(tmp_path / "old")
     assert not (tmp_path / "hit").exists()
