@@ -6,6 +6,7 @@ Both transforms compute what torchvision's `Resize`, `CenterCrop`, `RandomResize
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +31,23 @@ class Transform(Protocol):
         """A text that differs whenever the result may differ; part of cache keys."""
 
 
+@functools.lru_cache(maxsize=8)
+def _values(mean: Triple, std: Triple) -> np.ndarray:
+    """(3, 256) what each 8-bit value of each channel becomes."""
+    shares = np.arange(256, dtype=np.float32) / np.float32(255)
+    return (shares[None] - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]
+
+
 def normalise(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> np.ndarray:
-    """RGB picture -> (3, H, W) float32, `(value / 255 - mean) / std` per channel."""
-    pixels = np.asarray(image, dtype=np.float32).transpose(2, 0, 1) / np.float32(255)
-    pixels -= np.asarray(mean, dtype=np.float32)[:, None, None]
-    pixels /= np.asarray(std, dtype=np.float32)[:, None, None]
-    return np.ascontiguousarray(pixels)
+    """RGB picture -> (3, H, W) float32, `(value / 255 - mean) / std` per channel.
+
+    Looked up instead of computed: 8-bit pixels take 256 values, and the look-up is four times as fast, bit for bit.
+    """
+    pixels, values = np.asarray(image), _values(tuple(mean), tuple(std))
+    result = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel in range(3):
+        np.take(values[channel], pixels[:, :, channel], out=result[channel], mode="clip")
+    return result
 
 
 def denormalise(pixel_values: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
