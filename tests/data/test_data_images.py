@@ -11,7 +11,7 @@ from PIL import Image
 
 from duotune.data import ImageItem
 from duotune.data import images as module
-from duotune.data.images import close_containers, is_image_name, open_image, probe_image, to_rgb
+from duotune.data.images import close_containers, is_image_name, open_image, probe_image, read_bytes, to_rgb
 from duotune.errors import DataError
 
 
@@ -122,6 +122,7 @@ def test_archive_members(tmp_path, write_image, monkeypatch):
         archive.writestr("cat/bad.png", b"broken")
     item = ImageItem(tmp_path / "x.zip", 0, "cat/a.png")
     assert open_image(item).tobytes() == Image.open(source).tobytes()
+    assert read_bytes(item) == read_bytes(ImageItem(source, 0)) == source.read_bytes()
     for member, match in (("cat/bad.png", "x.zip::cat/bad.png: not a picture"), ("cat/no.png", "no.png")):
         with pytest.raises(DataError, match=match):
             open_image(ImageItem(tmp_path / "x.zip", 0, member))
