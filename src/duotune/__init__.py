@@ -1,4 +1,11 @@
-"""duotune: adapt frozen vision-language models with a few kilobytes of prompts in both modalities."""
+"""duotune: adapt frozen vision-language models with a few kilobytes of prompts in both modalities.
+
+    model = duotune.attach("tiny", "dpt", data.class_names, data.template)     a frozen backbone and a method
+    duotune.PromptTrainer(model, arguments, data).train()                      transformers' Trainer
+    model.save("mine"); duotune.load("mine").classify(["photo.jpg"])           an artifact of kilobytes
+
+Names are imported when they are first used, so that `import duotune` is instant.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +15,84 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _LAZY = {
+    # models
     "attach": "duotune.model",
     "PromptedModel": "duotune.model",
     "load_backbone": "duotune.backbones",
+    "list_backbones": "duotune.backbones",
+    "list_methods": "duotune.methods",
+    # artifacts
+    "load": "duotune.artifacts",
+    "describe": "duotune.artifacts",
+    "nearest_words": "duotune.inspection",
+    "convert_openai_clip": "duotune.conversion",
+    "import_dassl": "duotune.conversion",
+    # data
+    "load_dataset": "duotune.data",
+    "list_datasets": "duotune.data",
+    "ClassificationData": "duotune.data",
+    # training and testing
+    "PromptTrainer": "duotune.training",
+    "PromptTrainingArguments": "duotune.training",
+    "FeatureCache": "duotune.training",
+    "evaluate": "duotune.evaluation",
+    "base_to_new": "duotune.evaluation",
+    "ClassificationResult": "duotune.evaluation",
+    "Predictor": "duotune.predictor",
+    "Prediction": "duotune.predictor",
+    # experiments
+    "Recipe": "duotune.recipes",
+    "load_recipe": "duotune.recipes",
+    "list_recipes": "duotune.recipes",
+    "run_recipe": "duotune.recipes.running",
+    # errors
     "DuotuneError": "duotune.errors",
 }
 
-__all__ = ["__version__", *_LAZY]
+__all__ = [
+    "ClassificationData",
+    "ClassificationResult",
+    "DuotuneError",
+    "FeatureCache",
+    "Prediction",
+    "Predictor",
+    "PromptTrainer",
+    "PromptTrainingArguments",
+    "PromptedModel",
+    "Recipe",
+    "__version__",
+    "attach",
+    "base_to_new",
+    "convert_openai_clip",
+    "describe",
+    "evaluate",
+    "import_dassl",
+    "list_backbones",
+    "list_datasets",
+    "list_methods",
+    "list_recipes",
+    "load",
+    "load_backbone",
+    "load_dataset",
+    "load_recipe",
+    "nearest_words",
+    "run_recipe",
+]
 
 if TYPE_CHECKING:
-    from .backbones import load_backbone
+    from .artifacts import describe, load
+    from .backbones import list_backbones, load_backbone
+    from .conversion import convert_openai_clip, import_dassl
+    from .data import ClassificationData, list_datasets, load_dataset
     from .errors import DuotuneError
+    from .evaluation import ClassificationResult, base_to_new, evaluate
+    from .inspection import nearest_words
+    from .methods import list_methods
     from .model import PromptedModel, attach
+    from .predictor import Prediction, Predictor
+    from .recipes import Recipe, list_recipes, load_recipe
+    from .recipes.running import run_recipe
+    from .training import FeatureCache, PromptTrainer, PromptTrainingArguments
 
 
 def __getattr__(name: str):

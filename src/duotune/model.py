@@ -57,6 +57,7 @@ class PromptedModel(nn.Module):
         return result
 
     def num_trainable_parameters(self) -> int:
+        """How many numbers training may change."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad)
 
     def classify(self, images, top_k: int = 5, batch_size: int = 64) -> list:

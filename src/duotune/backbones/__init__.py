@@ -24,6 +24,11 @@ EMBEDDED = {"tiny": "tiny-clip"}
 """Names of models shipped with the package -> folder under `duotune/assets`."""
 
 
+def list_backbones() -> list[str]:
+    """Names of the embedded models; `load_backbone` takes local folders and Hub ids as well."""
+    return sorted(EMBEDDED)
+
+
 def load_backbone(name: str, dtype: str | None = None, device: str | None = None) -> Backbone:
     """Load a frozen backbone.
 
@@ -84,5 +89,6 @@ __all__ = [
     "TextSequence",
     "TextTokens",
     "VisionPrompts",
+    "list_backbones",
     "load_backbone",
 ]

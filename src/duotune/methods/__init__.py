@@ -16,4 +16,10 @@ METHODS = Registry(
     },
 )
 
-__all__ = ["METHODS"]
+
+def list_methods() -> list[str]:
+    """Names that `attach` knows, sorted."""
+    return list(METHODS)
+
+
+__all__ = ["METHODS", "list_methods"]

@@ -47,11 +47,11 @@ class Recipe:
     root: str | None = _say(None, "folder that holds the named data sets", metavar="FOLDER")
     shots: int = _say(16, "training images per class; 0 takes all")
     seed: int = _say(1, "of the shots, the random start and the order of images")
-    classes: str = _say("all", "all classes, the first half (base) or the second (new)", choices=CLASSES)
+    classes: str = _say("all", "all classes, the first half (base) or the second (new)", metavar="|".join(CLASSES))
     template: str | None = _say(None, "prompt with one {} instead of the data set's own", metavar="TEXT")
-    epochs: int = _say(50, "times to see every image")
+    epochs: int = _say(60, "times to see every image")
     batch_size: int = _say(32, "images per step")
-    views: int | None = _say(None, "cached random views per image; 0 draws fresh ones every epoch")
+    views: int = _say(0, "fixed random views per image, cached; 0 draws fresh ones every epoch")
     bf16: bool = _say(False, "compute in bfloat16")
     cache_dir: str | None = _say(None, "folder of the feature cache", metavar="FOLDER")
     settings: dict[str, Any] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 yield f"{name} must be at least 1, not {getattr(self, name)}"
-        if self.views is not None and self.views < 0:
+        if self.views < 0:
             yield f"views must be at least 0, not {self.views}"
         if self.classes not in CLASSES:
             yield f"classes must be one of {', '.join(CLASSES)}, not {self.classes!r}"
@@ -87,10 +87,9 @@ class Recipe:
         except UnknownNameError as error:
             yield str(error)
             return
-        wrong = list(_misfits(config, self.settings, f"setting of {self.method}"))
-        yield from wrong
-        if not wrong:
-            yield from config(**self.settings).faults()
+        yield from misfits(config, self.settings, f"setting of {self.method}")
+        good = {k: v for k, v in self.settings.items() if not any(misfits(config, {k: v}, ""))}
+        yield from config(**good).faults()
 
     def validate(self) -> Recipe:
         """self, if every value fits. Raises ConfigError with every fault at once."""
@@ -99,14 +98,23 @@ class Recipe:
         return self
 
     def replace(self, **changes: Any) -> Recipe:
-        """A copy with other values; `settings` and `training` are merged, not replaced."""
-        for name in ("settings", "training"):
-            if name in changes:
-                changes[name] = {**getattr(self, name), **changes[name]}
+        """A copy with other values; `settings` and `training` are merged, not replaced.
+
+        Another method keeps of the settings those that it has too.
+        """
+        old = dict(self.settings)
+        if changes.get("method", self.method) != self.method:
+            from ..methods import METHODS
+
+            if changes["method"] in METHODS:
+                known = {f.name for f in dataclasses.fields(METHODS.get(changes["method"]).Config)}
+                old = {name: value for name, value in old.items() if name in known}
+        changes["settings"] = {**old, **changes.get("settings", {})}
+        changes["training"] = {**self.training, **changes.get("training", {})}
         return dataclasses.replace(self, **changes)
 
 
-def _misfits(kind: type, values: dict[str, Any], what: str) -> Iterator[str]:
+def misfits(kind: type, values: dict[str, Any], what: str) -> Iterator[str]:
     """Faults of `values` as fields of the dataclass `kind`: unknown names and wrong types."""
     hints = typing.get_type_hints(kind)
     known = [f.name for f in dataclasses.fields(kind)]
@@ -114,7 +122,8 @@ def _misfits(kind: type, values: dict[str, Any], what: str) -> Iterator[str]:
         if name not in known:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
-            yield f"unknown {what} {name!r}{hint} (known: {', '.join(sorted(known)) or 'none'})"
+            listing = f" (known: {', '.join(sorted(known)) or 'none'})" if len(known) < 40 else ""
+            yield f"unknown {what} {name!r}{hint}{listing}"
         elif not _fits(value, hints[name]):
             expected = getattr(hints[name], "__name__", str(hints[name]))
             yield f"{name} must be {expected}, not {value!r}"
@@ -147,19 +156,17 @@ def parse_value(text: str) -> Any:
     return value
 
 
-def parse_assignments(assignments: Iterable[str], flag: str) -> dict[str, Any]:
-    """["text_lr=1e-3", "deep=false"] -> {"text_lr": 0.001, "deep": False}. Raises ConfigError if one has no "="."""
+def parse_assignments(assignments: Iterable[str], flag: str) -> tuple[dict[str, Any], list[str]]:
+    """["text_lr=1e-3", "deep=false"] -> {"text_lr": 0.001, "deep": False}, and a fault for each without "="."""
     values: dict[str, Any] = {}
     faults = []
     for text in assignments:
         name, equals, value = text.partition("=")
         if not equals or not name.strip():
-            faults.append(f"{flag} needs name=value, got {text!r}")
+            faults.append(f"{flag} needs NAME=VALUE, got {text!r}")
         else:
             values[name.strip()] = parse_value(value)
-    if faults:
-        raise ConfigError(*faults)
-    return values
+    return values, faults
 
 
 def list_recipes() -> list[str]:
@@ -198,7 +205,7 @@ def load_recipe(source: str | Path) -> Recipe:
         raise ConfigError(f"{source} must hold `key: value` lines; got {type(values).__name__}")
     values["settings"] = {k: _number(v) for k, v in (values.get("settings") or {}).items()}
     values["training"] = {k: _number(v) for k, v in (values.get("training") or {}).items()}
-    if faults := [f"{source}: {fault}" for fault in _misfits(Recipe, values, "recipe key")]:
+    if faults := [f"{source}: {fault}" for fault in misfits(Recipe, values, "recipe key")]:
         raise ConfigError(*faults)
     return Recipe(**values)
 
@@ -208,4 +215,4 @@ def _number(value: Any) -> Any:
     return parse_value(value) if isinstance(value, str) and value[:1] in "0123456789.-+" else value
 
 
-__all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "parse_assignments", "parse_value"]
+__all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "misfits", "parse_assignments", "parse_value"]

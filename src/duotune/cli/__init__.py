@@ -1,0 +1,99 @@
+"""The command line: `duotune COMMAND`. One thin file per command; heavy imports wait until a command runs.
+
+Exit status: 0 done, 1 unexpected failure, 2 an error the user can mend (one line on standard error),
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+
+from ..errors import DuotuneError
+from .options import Parser, UsageError, add_options, given
+
+COMMANDS = {
+    "list": "duotune.cli.list_names",
+    "train": "duotune.cli.train",
+    "evaluate": "duotune.cli.evaluate",
+    "predict": "duotune.cli.predict",
+    "show": "duotune.cli.show",
+    "import": "duotune.cli.import_checkpoint",
+    "convert": "duotune.cli.convert",
+    "demo": "duotune.cli.demo",
+}
+"""Command -> module with `HELP` (one line), `Options` (a dataclass) and `run(options) -> exit status`.
+
+A module may define `add_arguments(parser)` and `read(namespace)` where a dataclass alone does not say it.
+"""
+
+DESCRIPTION = "Adapt frozen vision-language models with a few kilobytes of prompts."
+EPILOG = "`duotune COMMAND --help` says more. DUOTUNE_TRACEBACK=1 shows the full traceback of an error."
+
+
+def build_parser() -> Parser:
+    """The parser of all commands. Imports the commands' modules, which import nothing heavy themselves."""
+    parser = Parser(prog="duotune", description=DESCRIPTION, epilog=EPILOG)
+    parser.add_argument("--version", action="store_true", help="print the versions of duotune, torch and transformers")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    for name, path in COMMANDS.items():
+        module = importlib.import_module(path)
+        sub = commands.add_parser(name, help=module.HELP, description=module.__doc__)
+        getattr(module, "add_arguments", lambda p, m=module: add_options(p, m.Options))(sub)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command line (`sys.argv` if None) and return the exit status. Prints errors, raises none."""
+    traceback = bool(os.environ.get("DUOTUNE_TRACEBACK"))
+    try:
+        return _run(argv)
+    except DuotuneError as error:
+        return _fail(str(error), 2, traceback)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, False)
+    except BrokenPipeError:  # the reader of our output has gone, as in `duotune list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            return _fail(f"no space left on the disk of {error.filename or 'the output'}; free some", 2, traceback)
+        if error.filename is not None and error.strerror:
+            return _fail(f"{error.strerror}: {error.filename}", 2, traceback)
+        return _unexpected(error, traceback)
+    except Exception as error:
+        return _unexpected(error, traceback)
+
+
+def _run(argv: list[str] | None) -> int:
+    parser = build_parser()
+    namespace = parser.parse_args(argv)
+    if namespace.version:
+        from importlib.metadata import version
+
+        print(", ".join(f"{name} {version(name)}" for name in ("duotune", "torch", "transformers")))
+        return 0
+    if namespace.command is None:
+        parser.print_help()
+        return 0
+    module = importlib.import_module(COMMANDS[namespace.command])
+    if hasattr(module, "read"):
+        return module.run(module.read(namespace))
+    return module.run(module.Options(**given(namespace, module.Options)))
+
+
+def _fail(message: str, status: int, traceback: bool) -> int:
+    if traceback:
+        raise
+    print(f"duotune: error: {' '.join(message.split())}", file=sys.stderr)
+    return status
+
+
+def _unexpected(error: Exception, traceback: bool) -> int:
+    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _fail(f"unexpected {reason} (set DUOTUNE_TRACEBACK=1 to see where)", 1, traceback)
+
+
+__all__ = ["COMMANDS", "UsageError", "build_parser", "main"]

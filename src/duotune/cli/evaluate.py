@@ -1,0 +1,128 @@
+"""Measure the accuracy of an artifact, or of zero-shot classification, on the test images of a data set.
+
+    duotune evaluate runs/mine --data my_pictures
+    duotune evaluate runs/base --data oxford_pets --root DATASETS --base-to-new
+    duotune evaluate --method zero_shot --backbone openai/clip-vit-base-patch16 --data my_pictures --ensemble
+
+The artifact classifies into the classes of the data; its own class order is kept if the names are the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..recipes import CLASSES
+from .options import option, quiet
+
+HELP = "measure accuracy on the test images of a data set"
+
+
+@dataclass(kw_only=True)
+class Options:
+    artifact: str | None = option(None, help="folder with prompt.safetensors and prompt.json", positional=True)
+    data: str = option(help="data set name, image folder, CSV file or saved Hugging Face data set", metavar="NAME|PATH")
+    root: str | None = option(None, help="folder that holds the named data sets", metavar="FOLDER")
+    classes: str = option("all", help="all classes, the first half (base) or the second (new)", choices=CLASSES)
+    base_to_new: bool = option(False, help="of an artifact of the base classes: base, new and their harmonic mean")
+    split: str = option("test", help="images to measure on", choices=("train", "val", "test"))
+    method: str | None = option(None, help="zero_shot, instead of an artifact", choices=("zero_shot",))
+    backbone: str | None = option(None, help="for zero_shot; or where the artifact's backbone is now", metavar="NAME")
+    template: str | None = option(None, help="prompt with one {} instead of the data set's own", metavar="TEXT")
+    ensemble: bool = option(False, help="zero_shot with all templates of the data set")
+    batch_size: int = option(64, help="images per forward pass")
+    workers: int = option(2, help="processes that decode images")
+    cache_dir: str | None = option(None, help="folder of the feature cache", metavar="FOLDER")
+    device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
+    per_class: bool = option(False, help="print the accuracy of every class")
+    json: bool = option(False, help="print JSON, every prediction included")
+    out: str | None = option(None, help="also write that JSON to a file", metavar="FILE")
+
+
+def faults(options: Options) -> list[str]:
+    """What does not fit together."""
+    found = []
+    if (options.artifact is None) == (options.method is None):
+        found.append("give either an artifact folder or --method zero_shot")
+    if options.method and not options.backbone:
+        found.append("--method zero_shot needs --backbone")
+    if options.artifact and (options.template or options.ensemble):
+        found.append("--template and --ensemble are of zero_shot; an artifact has its own template")
+    if options.template and options.ensemble:
+        found.append("--template and --ensemble are alternatives; choose one")
+    if options.base_to_new and (options.method or options.classes != "all"):
+        found.append("--base-to-new takes an artifact and all classes")
+    for name, least in {"batch_size": 1, "workers": 0}.items():
+        if getattr(options, name) < least:
+            found.append(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(options, name)}")
+    return found
+
+
+def run(options: Options) -> int:
+    if found := faults(options):
+        raise ConfigError(*found)
+    quiet()
+    import sys
+
+    from ..data import load_dataset
+    from ..evaluation import base_to_new, evaluate
+    from ..report import write_text
+    from ..training import FeatureCache
+
+    everything = load_dataset(options.data, options.root)
+    how = {
+        "batch_size": options.batch_size,
+        "workers": options.workers,
+        "cache": FeatureCache(options.cache_dir) if options.cache_dir else None,
+        "progress": sys.stderr.isatty(),
+    }
+    data = everything.subset("base" if options.base_to_new else options.classes)
+    model, data = _model(options, data)
+    if options.base_to_new:
+        both = base_to_new(model, everything, **how)
+        text, shown = both.to_json(), str(both)
+    else:
+        result = evaluate(model, getattr(data, options.split), **how)
+        metrics = result.metrics
+        text = result.to_json()
+        shown = (
+            str(result)
+            if options.per_class
+            else (
+                f"{model.method_name} on {data.name}: {metrics.accuracy:.2f} % of {metrics.num_images} images "
+                f"(mean over {len(data.class_names)} classes {metrics.mean_class_accuracy:.2f} %)"
+            )
+        )
+        for reason in result.broken.values():
+            print(f"skipped: {reason}", file=sys.stderr)
+    if options.out:
+        write_text(Path(options.out), text + "\n")
+    print(text if options.json else shown)
+    return 0
+
+
+def _model(options: Options, data):
+    """The model to measure, and the data in the order of its classes."""
+    if options.method:
+        from ..backbones import load_backbone
+        from ..model import attach
+
+        if options.ensemble and not data.templates:
+            raise ConfigError(f"{data.name} has no list of templates; leave out --ensemble")
+        template = data.templates if options.ensemble else options.template or data.template
+        return attach(
+            load_backbone(options.backbone, device=options.device), options.method, data.class_names, template
+        ), data
+    from ..artifacts import load
+
+    model = load(options.artifact, options.backbone, options.device)
+    names = model.class_names
+    if set(names) == set(data.class_names):
+        return model, data.select([data.class_names.index(name) for name in names])
+    if model.method_name == "linear_probe":
+        raise ConfigError(
+            f"{options.artifact} is a linear probe of other classes than {data.name} has; a linear probe cannot "
+            "classify into classes it was not trained on"
+        )
+    return model.set_classes(data.class_names), data

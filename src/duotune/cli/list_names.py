@@ -1,0 +1,63 @@
+"""List what duotune knows: methods, backbones, data sets, recipes."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from .options import option
+from .output import table
+
+HELP = "list methods, backbones, datasets or recipes"
+KINDS = ("methods", "backbones", "datasets", "recipes")
+
+
+@dataclass(kw_only=True)
+class Options:
+    kind: str = option("all", help="what to list", positional=True, choices=(*KINDS, "all"), metavar="WHAT")
+
+
+def run(options: Options) -> int:
+    kinds = KINDS if options.kind == "all" else (options.kind,)
+    for i, kind in enumerate(kinds):
+        rows = {"methods": methods, "backbones": backbones, "datasets": datasets, "recipes": recipes}[kind]()
+        title = f"{kind}:" if len(kinds) > 1 else None
+        if title:
+            print(f"\n{title}" if i else title)
+        print(table(rows, indent=2 if title else 0))
+    return 0
+
+
+def methods() -> list[tuple[str, str]]:
+    from ..methods import METHODS
+
+    return [(name, _first_line(METHODS.where(name))) for name in METHODS]
+
+
+def backbones() -> list[tuple[str, str]]:
+    from ..backbones import BACKBONES, EMBEDDED
+
+    rows = [(name, f"embedded model, assets/{folder}") for name, folder in sorted(EMBEDDED.items())]
+    return rows + [(f"<{name}>", f"folder or Hub id of a Hugging Face model of type {name!r}") for name in BACKBONES]
+
+
+def datasets() -> list[tuple[str, str]]:
+    from ..data import DATASETS, EMBEDDED_TASKS
+
+    rows = [(name, "embedded task") for name in EMBEDDED_TASKS]
+    return rows + [(name, f"{DATASETS.get(name).title}; needs --root") for name in DATASETS]
+
+
+def recipes() -> list[tuple[str, str]]:
+    from ..recipes import list_recipes, load_recipe
+
+    return [(name, load_recipe(name).description) for name in list_recipes()]
+
+
+def _first_line(target: str) -> str:
+    """First line of the docstring of the module in "module:attribute", read without importing it."""
+    spec = importlib.util.find_spec(target.partition(":")[0])
+    text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]

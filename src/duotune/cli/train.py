@@ -1,0 +1,97 @@
+"""Train a method from a recipe, from options, or from both (an option beats the recipe, the recipe beats the default).
+
+    duotune train --method dpt --backbone openai/clip-vit-base-patch16 --data my_pictures --out runs/mine
+    duotune train dpt --data oxford_pets --root DATASETS --seed 2 --set num_candidates=5 --out runs/pets
+    duotune train --out runs/mine --resume
+
+Writes into --out: the artifact (prompt.safetensors, prompt.json), metrics.json, recipe.yaml (all values that were
+used) and checkpoints/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import ConfigError, DataError
+from ..recipes import Recipe, load_recipe, parse_assignments
+from .options import add_options, given, option, quiet
+from .output import size, table
+
+HELP = "train a method and write its artifact"
+
+
+@dataclass(kw_only=True)
+class Options:
+    recipe_file: str | None = option(
+        None, help="shipped recipe (see `duotune list recipes`) or YAML file", positional=True, metavar="RECIPE"
+    )
+    out: str = option(help="folder to write into", metavar="FOLDER")
+    resume: bool = option(False, help="go on from the last checkpoint in --out")
+    overwrite: bool = option(False, help="start anew in an --out that holds a run already")
+    set: list[str] = option([], help="a setting of the method, may be repeated", metavar="NAME=VALUE")
+    training: list[str] = option(
+        [], help="a further field of PromptTrainingArguments, may be repeated", metavar="NAME=VALUE"
+    )
+    changes: dict = field(default_factory=dict)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_options(parser, Options)
+    add_options(parser.add_argument_group("experiment"), Recipe)
+
+
+def read(namespace: argparse.Namespace) -> Options:
+    return Options(**given(namespace, Options), changes=given(namespace, Recipe))
+
+
+def run(options: Options) -> int:
+    recipe = merge(options)
+    quiet()
+    from ..recipes.running import run_recipe
+
+    outcome = run_recipe(
+        recipe,
+        options.out,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        progress=sys.stderr.isatty(),
+        say=lambda line: print(line, flush=True),
+    )
+    row = outcome.summary()
+    print()
+    print(
+        table(
+            [[row.method, f"{row.accuracy:.2f}", f"{row.trainable_parameters:,}", size(row.artifact_bytes)]],
+            ["method", "accuracy (%)", "trainable parameters", "artifact"],
+        )
+    )
+    print(f"\nwrote {options.out}; use it: duotune predict {options.out} IMAGES")
+    return 0
+
+
+def merge(options: Options) -> Recipe:
+    """The recipe to run: option > recipe file > default. Raises ConfigError with every fault at once."""
+    source = options.recipe_file
+    written = Path(options.out) / "recipe.yaml"
+    if options.resume and source is None:
+        if not written.is_file():
+            raise DataError(f"nothing to resume: {written} does not exist; leave out --resume to start a run there")
+        source = str(written)
+    faults: list[str] = []
+    recipe = Recipe()
+    try:
+        recipe = load_recipe(source) if source else recipe
+    except ConfigError as error:
+        faults += error.faults
+    changes = dict(options.changes)
+    for name, assignments in {"settings": options.set, "training": options.training}.items():
+        changes[name], wrong = parse_assignments(assignments, "--set" if name == "settings" else "--training")
+        faults += wrong
+    recipe = recipe.replace(**changes)
+    faults += recipe.faults()
+    if faults:
+        raise ConfigError(*faults)
+    return recipe

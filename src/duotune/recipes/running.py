@@ -1,0 +1,218 @@
+"""Run a recipe: data, model, training, test, artifact. What `duotune train` and the demo do, as one function."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from tqdm.auto import tqdm
+from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+
+from .. import artifacts
+from ..backbones import Backbone
+from ..data import ClassificationData, load_dataset
+from ..errors import ArtifactError, ConfigError
+from ..model import PromptedModel, attach
+from ..report import MethodRun, write_metrics, write_text
+from ..training import PromptTrainer, PromptTrainingArguments, last_checkpoint
+from . import Recipe, misfits
+
+if TYPE_CHECKING:
+    from ..evaluation import ClassificationResult
+
+CHECKPOINTS, WRITTEN = "checkpoints", "recipe.yaml"
+
+
+@dataclass
+class Outcome:
+    """What a run of a recipe left.
+
+    Attributes:
+        recipe: what was run. name: of the method in tables.
+        folder: with the artifact, metrics.json, recipe.yaml and checkpoints/.
+        model: trained, in eval mode.
+        data: shots and test images that were used.
+        result: on the test images; None if the data has none.
+        seconds: wall time of training and testing.
+        curve: logged points of training, see `MethodRun.curve`.
+        broken: name of each training image that was skipped -> why.
+    """
+
+    recipe: Recipe
+    name: str
+    folder: Path
+    model: PromptedModel
+    data: ClassificationData
+    result: ClassificationResult | None
+    seconds: float
+    curve: list[dict[str, float]] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+
+    def summary(self) -> MethodRun:
+        """The run as a row of tables and reports."""
+        per_class = {}
+        accuracy = float("nan")
+        if self.result is not None:
+            accuracy = self.result.accuracy
+            per_class = {n: a for n, a in zip(self.data.class_names, self.result.per_class) if a is not None}
+        return MethodRun(
+            self.name,
+            accuracy,
+            self.model.num_trainable_parameters(),
+            artifact_bytes(self.folder),
+            self.seconds,
+            per_class,
+            self.curve,
+        )
+
+
+def artifact_bytes(folder: str | Path) -> int:
+    """Size of the two files of an artifact together."""
+    return sum((Path(folder) / name).stat().st_size for name in (artifacts.WEIGHTS, artifacts.DESCRIPTION))
+
+
+def load_data(recipe: Recipe) -> ClassificationData:
+    """The recipe's data set, its classes and shots."""
+    data = load_dataset(recipe.data, recipe.root).subset(recipe.classes)
+    if recipe.shots:
+        data = data.few_shot(recipe.shots, recipe.seed)
+    return dataclasses.replace(data, template=recipe.template) if recipe.template else data
+
+
+def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True) -> PromptTrainingArguments:
+    """The recipe's training arguments. Raises ConfigError with every unknown or unfit one."""
+    values: dict[str, Any] = {
+        "num_train_epochs": recipe.epochs,
+        "per_device_train_batch_size": recipe.batch_size,
+        "seed": recipe.seed,
+        "views": recipe.views,
+        "bf16": recipe.bf16,
+        "cache_dir": recipe.cache_dir,
+        "output_dir": str(Path(folder) / CHECKPOINTS),
+        "disable_tqdm": not progress,
+    }
+    ours = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "num_shots": "shots"}
+    ours |= {name: name for name in values if name not in ours and name not in ("output_dir", "disable_tqdm")}
+    faults = [f"training argument {n} is set by the recipe key {ours[n]!r}" for n in recipe.training if n in ours]
+    if faults := [*faults, *misfits(PromptTrainingArguments, recipe.training, "training argument")]:
+        raise ConfigError(*faults)
+    return PromptTrainingArguments(**{**values, **recipe.training})
+
+
+def run_recipe(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    backbone: Backbone | None = None,
+    data: ClassificationData | None = None,
+    name: str | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Train, test and write the artifact.
+
+    Nothing is written before data and backbone are known to fit; the artifact appears when training has ended.
+
+    Args:
+        folder: to write into.
+        resume: go on from the last checkpoint in it. overwrite: start anew in a folder that holds a run.
+        backbone, data: already loaded ones, instead of the recipe's; `data` with its shots drawn.
+        name: of the method in tables; the method's own if None.
+        progress: show progress bars on standard error.
+        say: is told, in a line each, what is about to happen.
+
+    Raises:
+        DuotuneError: anything that does not fit. KeyboardInterrupt passes through; checkpoints stay usable.
+    """
+    recipe.validate()
+    folder = Path(folder)
+    _check_folder(folder, resume, overwrite)
+    arguments = training_arguments(recipe, folder, progress)
+    data = data if data is not None else load_data(recipe)
+    from ..backbones import load_backbone
+
+    backbone = backbone if backbone is not None else load_backbone(recipe.backbone)
+    model = attach(backbone, recipe.method, data.class_names, data.template, config=recipe.settings, seed=recipe.seed)
+    say(
+        f"{recipe.method} on {backbone.name}, {data.name}: {len(data.class_names)} classes, "
+        f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images"
+    )
+    write_text(folder / WRITTEN, yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True))
+    start = time.perf_counter()
+    curve, broken = [], {}
+    if model.method.param_groups():
+        trainer = PromptTrainer(model, arguments, data)
+        trainer.remove_callback(ProgressCallback)
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(EpochBar(name or recipe.method, disable=not progress))
+        trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
+        trainer.save_artifact(folder)
+        curve, broken = list(trainer.state.log_history), dict(trainer.broken)
+    else:
+        artifacts.save(model.eval(), folder)
+    result = None
+    if data.test:
+        from ..evaluation import evaluate
+
+        result = evaluate(model, data.test, workers=arguments.dataloader_num_workers, progress=progress)
+    seconds = time.perf_counter() - start
+    outcome = Outcome(recipe, name or recipe.method, folder, model, data, result, seconds, curve, broken)
+    write_metrics(folder / "metrics.json", [outcome.summary()])
+    return outcome
+
+
+def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; expected a folder to write into")
+    finished, begun = (folder / artifacts.DESCRIPTION).exists(), last_checkpoint(folder / CHECKPOINTS)
+    if resume and overwrite:
+        raise ConfigError("resume goes on with a run, overwrite starts anew; choose one")
+    if overwrite:
+        import shutil
+
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    elif (finished or begun) and not resume:
+        what = "an artifact" if finished else f"an unfinished run (last checkpoint: {Path(begun).name})"
+        raise ArtifactError(f"{folder} holds {what} already; choose another folder, or --resume, or --overwrite")
+
+
+def _values(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as YAML holds it: every value that is set."""
+    return {key: value for key, value in dataclasses.asdict(recipe).items() if value not in (None, "", {})}
+
+
+class EpochBar(TrainerCallback):
+    """One progress bar over all steps, with the latest loss; transformers' own writes a line per epoch as well."""
+
+    def __init__(self, name: str, disable: bool = False):
+        self.name, self.disable, self.bar = name, disable, None
+
+    def on_train_begin(self, args, state, control, **_):
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.name,
+            unit="step",
+            disable=self.disable,
+            dynamic_ncols=True,
+        )
+
+    def on_step_end(self, args, state, control, **_):
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(self, args, state, control, logs=None, **_):
+        if self.bar is not None and "loss" in (logs or {}):
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
+
+    def on_train_end(self, args, state, control, **_):
+        self.bar.close()
+
+
+__all__ = ["EpochBar", "Outcome", "artifact_bytes", "load_data", "run_recipe", "training_arguments"]
