@@ -23,9 +23,9 @@ from .training.features import (
     PixelBatch,
     SafeImages,
     check_broken_share,
+    evaluation_transform,
     frozen_features,
     image_batches,
-    test_transform,
 )
 
 
@@ -146,7 +146,7 @@ def _logits(
 ) -> tuple[tuple[ImageItem, ...], Tensor, dict[str, str]]:
     """The images that can be read, their logits (N, C), and the others with reasons."""
     method, backbone = model.method, model.backbone
-    transform, features, broken = test_transform(backbone), None, {}
+    transform, features, broken = evaluation_transform(backbone), None, {}
     # with no cache, features that pixels are needed for anyway are cheaper in the same pass
     if method.needs_frozen_features and (cache is not None or not method.needs_pixels):
         frozen = frozen_features(

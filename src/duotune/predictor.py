@@ -17,7 +17,7 @@ from .data.base import ImageItem
 from .data.images import is_image_name, open_image, to_rgb
 from .errors import ConfigError, DataError
 from .model import PromptedModel
-from .training.features import test_transform
+from .training.features import evaluation_transform
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Predictor:
 
             model = load(model, backbone, device, dtype, allow_other_backbone)
         self.model = model
-        self.transform = test_transform(model.backbone)
+        self.transform = evaluation_transform(model.backbone)
 
     def classify(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
         """Classify pictures.

@@ -27,7 +27,7 @@ class PromptTrainingArguments(TrainingArguments):
         dataloader_num_workers 2: decoding happens beside the step; features from the cache need no worker.
         remove_unused_columns False: batches hold exactly what the model reads.
         dataloader_pin_memory False: set it on machines with a GPU when pixels, not features, are moved.
-        report_to "none": "tensorboard" writes curves to `logging_dir`; nothing is ever pushed unless asked.
+        report_to "none": "tensorboard" writes curves below `output_dir`/runs; nothing is pushed unless asked.
         seed 1: CoOp's and DPT's scripts number their seeds from 1.
 
     Ours:

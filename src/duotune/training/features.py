@@ -26,7 +26,7 @@ from ..errors import ConfigError, DataError
 from .cache import FeatureCache
 
 
-def test_transform(backbone: DualEncoder) -> TestTransform:
+def evaluation_transform(backbone: DualEncoder) -> TestTransform:
     """Resize and centre crop to the backbone's image size."""
     return TestTransform(backbone.image_size, backbone.image_mean, backbone.image_std)
 

@@ -42,13 +42,16 @@ from ..methods.base import Progress
 from ..model import PromptedModel
 from .arguments import PromptTrainingArguments
 from .cache import FeatureCache
-from .features import FeatureDataset, PixelsAndFeatures, collate, frozen_features, test_transform, train_transform
+from .features import FeatureDataset, PixelsAndFeatures, collate, evaluation_transform, frozen_features, train_transform
 from .schedule import epoch_schedule, learning_rate, optimizer_groups
 
 logger = logging.getLogger(__name__)
 
 STATE, IDENTITY, TRAINER_STATE = "model.safetensors", "checkpoint.json", "trainer_state.json"
 PROBE_IMAGES = 1024
+
+# transformers warns when two checkpoints are less than a second old and falls back to their numbers: ours are kilobytes
+logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not be" not in record.getMessage())
 
 
 class PromptTrainer(Trainer):
@@ -136,7 +139,7 @@ class PromptTrainer(Trainer):
         if training and args.augment:
             transform, views = transform or train_transform(backbone), args.views
         else:
-            transform, views = transform or test_transform(backbone), 1
+            transform, views = transform or evaluation_transform(backbone), 1
         progress = not args.disable_tqdm
         if views and method.needs_frozen_features:
             frozen = frozen_features(
