@@ -263,11 +263,15 @@ class PixelsAndFeatures(Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def epoch(self) -> int:
+        return self.images.epoch
+
     def set_epoch(self, epoch: int) -> None:
         self.images.set_epoch(epoch)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        view = self.images.epoch % self.features.shape[1]
+        view = self.epoch % self.features.shape[1]
         return {**self.images[i], "frozen_features": self.features[i, view]}
 
 
