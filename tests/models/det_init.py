@@ -1,7 +1,8 @@
-"""Weights and images that depend on names alone, so that numbers of the official code can be compared without its weights.
+"""Weights and images that depend on names alone, so that numbers of the official code can be compared without its
+weights.
 
-Part of the recipe by which `data/glip_t_reference.npz` was computed: every float entry of the official state dict is drawn from a
-generator seeded with the CRC of its official name.
+Part of the recipe by which `data/glip_t_reference.npz` was computed: every float entry of the official state dict is
+drawn from a generator seeded with the CRC of its official name.
 """
 
 from __future__ import annotations

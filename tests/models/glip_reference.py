@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from det_init import det_tensor
 from torch import Tensor
 
-from det_init import det_tensor
 from duotune.models.glip import GlipConfig, GlipForObjectDetection
 from duotune.models.glip.conversion import official_name
 from duotune.models.glip.swin import WindowAttention, relative_position_index
@@ -24,7 +24,7 @@ def load_reference() -> dict[str, np.ndarray]:
 
 
 def seeded_glip_t() -> GlipForObjectDetection:
-    """GLIP-T in eval mode, weights drawn by name. Built without the ordinary initialisation, which would take longer."""
+    """GLIP-T in eval mode, weights drawn by name. The ordinary initialisation would take longer."""
     with torch.device("meta"):
         model = GlipForObjectDetection(GlipConfig.glip_t())
     state = {

@@ -1,7 +1,7 @@
 """GLIP-T at full size against the official code's numbers.
 
-Tolerances are those that two correct float32 implementations meet: forward 2e-4 of a tensor's standard deviation, losses 1e-4 relative,
-gradients 2e-2 (ReLU and sampling-cell flips).
+Tolerances are those that two correct float32 implementations meet: forward 2e-4 of a tensor's standard deviation,
+losses 1e-4 relative, gradients 2e-2 (ReLU and sampling-cell flips).
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
 from det_init import det_image
+from glip_reference import CLASS_TOKENS, error_in_stds, load_reference, padded_caption, seeded_glip_t
+
 from duotune.models.glip.conversion import official_name
 from duotune.models.glip.detection import detect
 from duotune.models.glip.losses import build_targets
-from glip_reference import CLASS_TOKENS, error_in_stds, load_reference, padded_caption, seeded_glip_t
 
 FORWARD, LOSS, GRADIENT = 2e-4, 1e-4, 2e-2
 

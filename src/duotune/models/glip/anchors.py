@@ -1,6 +1,7 @@
 """Anchors: one square per cell and level.
 
-Like the rest of the box arithmetic of GLIP they follow the old convention of inclusive corners: a box of width w ends at x1 + w - 1.
+Like the rest of GLIP's box arithmetic they follow the old convention of inclusive corners: a box of width w ends at
+x1 + w - 1.
 """
 
 from __future__ import annotations

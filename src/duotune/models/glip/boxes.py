@@ -1,7 +1,7 @@
 """Box arithmetic: coding relative to anchors, overlap, suppression.
 
-Boxes are xyxy in pixels with *inclusive* corners unless a docstring says otherwise: width = x2 - x1 + 1. Mixing the two conventions
-costs a tenth of an AP point and is hard to see, so conversions from COCO's xywh are here too.
+Boxes are xyxy in pixels with *inclusive* corners unless a docstring says otherwise: width = x2 - x1 + 1. Mixing up the
+two conventions costs accuracy and is hard to see, so conversions from and to COCO's xywh are here too.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def centers(boxes: Tensor) -> Tensor:
 
 
 def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """Boxes relative to anchors, both (N, 4) -> (N, 4): dx, dy over the anchor's size, log width and height ratios, weighted."""
+    """Boxes relative to anchors, both (N, 4) -> (N, 4): shift over the anchor's size, log size ratio, weighted."""
     size, anchor_size = boxes[:, 2:] - boxes[:, :2] + 1, anchors[:, 2:] - anchors[:, :2] + 1
     shift = (centers(boxes) - centers(anchors)) / anchor_size
     return torch.cat([shift, (size / anchor_size).log()], 1) * boxes.new_tensor(CODE_WEIGHTS)
@@ -67,7 +67,7 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
 def multiclass_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
     """Greedy suppression within each class, as the official CUDA kernel (`ml_nms`) does it.
 
-    Going down in score, a box is dropped if it overlaps a kept box of its class by *more* than `threshold` (inclusive corners).
+    Going down in score, a box is dropped if it overlaps a kept box of its class by *more* than `threshold`.
 
     Args:
         boxes: (N, 4). scores: (N,). labels: (N,) integers.
@@ -86,8 +86,9 @@ def multiclass_nms(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: flo
 def _greedy(overlaps: Tensor) -> Tensor:
     """(n, n) bool, sorted by score -> (n,) kept.
 
-    Greedy suppression is the only fixed point of "kept unless a better kept box overlaps". Starting from all kept, each sweep
-    settles at least the next undecided box, so this ends after as many sweeps as the longest chain of suppressions: a few.
+    Greedy suppression is the only fixed point of "kept unless a better kept box overlaps". Starting from all kept,
+    each sweep settles at least the next undecided box, so this ends after as many sweeps as the longest chain of
+    suppressions: a few.
     """
     better = overlaps.triu(1)
     kept = torch.ones(len(overlaps), dtype=torch.bool, device=overlaps.device)

@@ -79,7 +79,8 @@ def official_name(ours: str) -> str:
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """Official state dict of a .pth file, a leading `module.` removed. Only tensors and plain containers are read; code is not run.
+    """Official state dict of a .pth file, a leading `module.` removed. Only tensors and plain containers are read;
+    code is not run.
 
     Raises:
         ArtifactError: no such file, not a checkpoint, or objects in it that would have to be executed.
@@ -95,7 +96,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             f"it holds {blocked[1]}, which only running code from the file could restore" if blocked else "not readable"
         )
         raise ArtifactError(
-            f"{path} cannot be loaded without executing code from it: {what}; save just its 'model' entry where you trust it"
+            f"{path} cannot be loaded without executing code from it: {what}; "
+            "save just its 'model' entry where you trust it"
         ) from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -198,7 +200,8 @@ def convert_glip_checkpoint(
         overwrite: replace an existing folder.
 
     Raises:
-        ArtifactError: the checkpoint cannot be read or is of another architecture, the tokenizer cannot be found, or `out` exists.
+        ArtifactError: the checkpoint cannot be read or is of another architecture, the tokenizer cannot be found, or
+            `out` exists.
     """
     from .modeling_glip import GlipForObjectDetection
     from .processing_glip import GlipProcessor
@@ -212,8 +215,9 @@ def convert_glip_checkpoint(
     processor = GlipProcessor.from_config(config, _load_tokenizer(tokenizer))
     with torch.device("meta"):
         model = GlipForObjectDetection(config)
-    if dtype is not None:
-        state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
+    dtype = dtype or state["head.bias0"].dtype
+    model = model.to(dtype)  # so that config.json says it
+    state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.parent.mkdir(parents=True, exist_ok=True)

@@ -2,12 +2,13 @@
 
     out[p] = sum_k W_k · mask[p, k] · x(p · stride - padding + k + offset[p, k]) + b
 
-x(·) is bilinear with zeros outside the map. A sample is a weighted sum of four rows of the map seen as a table (H·W, C), which
-is what `embedding_bag` computes in one pass; the sum over taps and channels is one matrix product. Work goes in chunks of
-output positions and the samples are made again in the backward pass, so memory does not grow with taps x positions.
+x(·) is bilinear with zeros outside the map. A sample is a weighted sum of four rows of the map seen as a table (H·W,
+C), which is what `embedding_bag` computes in one pass; the sum over taps and channels is one matrix product. Work
+goes in chunks of output positions and the samples are made again in the backward pass, so memory does not grow with
+taps x positions.
 
-On CUDA torchvision's operator is used when torchvision can be imported; `backend` says otherwise. On a CPU that operator is a
-scalar loop on one thread, so the path below serves there.
+On CUDA torchvision's operator is used when torchvision can be imported; `backend` says otherwise. On a CPU that
+operator is a scalar loop on one thread, so the path below serves there.
 """
 
 from __future__ import annotations
@@ -147,8 +148,8 @@ def deform_conv2d(
         x: (B, C, H, W); channels-last memory is read without a copy.
         offset: (B, 2 K, Ho, Wo), per tap (row-major) dy, dx in cells. mask: (B, K, Ho, Wo).
         weight: (O, C, kh, kw), K = kh kw. bias: (O,) or None.
-        backend: "torch" for the path of this module, "torchvision" for its operator, "auto" for torchvision's on CUDA if
-            it can be imported.
+        backend: "torch" for the path of this module, "torchvision" for its operator, "auto" for torchvision's on CUDA
+            if it can be imported.
 
     Returns:
         (B, O, Ho, Wo); in channels-last memory from the path of this module.

@@ -62,8 +62,8 @@ def detect(
 ) -> Detections:
     """Decode one image.
 
-    A (position, class) pair is a candidate if its class score alone passes the threshold; candidates are then ranked by class score
-    times centerness, and the reported score is the root of that product.
+    A (position, class) pair is a candidate if its class score alone passes the threshold; candidates are then ranked
+    by class score times centerness, and the reported score is the root of that product.
 
     Args:
         token_logits, box_deltas, centerness: per level (N_l, T), (N_l, 4), (N_l,).

@@ -1,7 +1,7 @@
 """Dynamic convolution over a feature pyramid (dynamic head, Dai et al., arXiv 2106.08322).
 
-Every level is the mean of up to three deformable convolutions (of itself, of the next finer and of the next coarser level), each
-scaled by a gate of its own, and passes a dynamic ReLU. All levels share the weights.
+Every level is the mean of up to three deformable convolutions (of itself, of the next finer and of the next coarser
+level), each scaled by a gate of its own, and passes a dynamic ReLU. All levels share the weights.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .deform_conv import ModulatedDeformConv
+from .initialization import tagged
 
 TAPS = 9
 COARSER, SAME, FINER = 0, 1, 2  # places of the three convolutions in official checkpoints
@@ -22,7 +23,9 @@ class DynamicRelu(nn.Module):
     def __init__(self, channels: int, reduction: int = 4):
         super().__init__()
         self.fc = nn.Sequential(
-            nn.Linear(channels, channels // reduction), nn.ReLU(), nn.Linear(channels // reduction, 4 * channels)
+            tagged(nn.Linear(channels, channels // reduction), "torch"),
+            nn.ReLU(),
+            tagged(nn.Linear(channels // reduction, 4 * channels), "torch"),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,9 +49,9 @@ class NormedDeformConv(nn.Module):
 def reread(x: Tensor, height: int, width: int) -> Tensor:
     """The first numbers of each sample, in memory order, as maps (B, C, height, width).
 
-    The official CUDA kernel takes offsets of one level for the next coarser one and never looks at their shape: it reads the
-    buffer as if it had the coarser size. Official weights were trained like that, so this is part of the model. It is neither a
-    crop nor an interpolation.
+    The official CUDA kernel takes offsets of one level for the next coarser one and never looks at their shape: it
+    reads the buffer as if it had the coarser size. Official weights were trained like that, so this is part of the
+    model. It is neither a crop nor an interpolation.
     """
     batch, channels = x.shape[:2]
     return x.reshape(batch, -1)[:, : channels * height * width].reshape(batch, channels, height, width)
@@ -62,7 +65,7 @@ class DynamicConv(nn.Module):
         self.DyConv = nn.ModuleList(
             NormedDeformConv(channels, groups, stride=2 if place == FINER else 1) for place in (COARSER, SAME, FINER)
         )
-        self.AttnConv = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(channels, 1, 1), nn.ReLU())
+        self.AttnConv = nn.Sequential(nn.AdaptiveAvgPool2d(1), tagged(nn.Conv2d(channels, 1, 1), "small"), nn.ReLU())
         self.relu = DynamicRelu(channels, reduction)
         self.offset = nn.Conv2d(channels, 3 * TAPS, 3, padding=1)
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .initialization import tagged
+
 
 def drop_block(x: Tensor, prob: float, block: int, training: bool) -> Tensor:
-    """DropBlock (Ghiasi et al., arXiv 1810.12890): zero squares of `block` cells in all channels, keep the mean scale."""
+    """DropBlock (Ghiasi et al., arXiv 1810.12890): zero squares of `block` cells in all channels, keep the scale."""
     if prob == 0.0 or not training:
         return x
     seeds = (torch.rand(x.shape[0], 1, *x.shape[2:], device=x.device) < prob / block**2).to(x.dtype)
@@ -22,8 +24,8 @@ class TopBlocks(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.p6 = nn.Conv2d(channels, channels, 3, 2, 1)
-        self.p7 = nn.Conv2d(channels, channels, 3, 2, 1)
+        self.p6 = tagged(nn.Conv2d(channels, channels, 3, 2, 1), "kaiming")
+        self.p7 = tagged(nn.Conv2d(channels, channels, 3, 2, 1), "kaiming")
 
     def forward(self, p5: Tensor) -> list[Tensor]:
         p6 = self.p6(p5)
@@ -37,8 +39,8 @@ class GlipFpn(nn.Module):
         super().__init__()
         self.drop_block_prob, self.drop_block_size = drop_block_prob, drop_block_size
         for level, width in enumerate(in_channels, 2):
-            self.add_module(f"fpn_inner{level}", nn.Conv2d(width, channels, 1))
-            self.add_module(f"fpn_layer{level}", nn.Conv2d(channels, channels, 3, padding=1))
+            self.add_module(f"fpn_inner{level}", tagged(nn.Conv2d(width, channels, 1), "kaiming"))
+            self.add_module(f"fpn_layer{level}", tagged(nn.Conv2d(channels, channels, 3, padding=1), "kaiming"))
         self.top_blocks = TopBlocks(channels)
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:

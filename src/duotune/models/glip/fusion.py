@@ -4,8 +4,8 @@
                             bidirectional attention
     text       ─ LayerNorm ─┘                    └─ + gamma_l · Δl ─ BERT layer ────────── text
 
-The residuals start at the *normed* tensors. `BidirectionalAttention` is the place for learned tokens: whatever is handed to it
-as `FusionTokens` is attended to and asks nothing itself.
+The residuals start at the *normed* tensors. `BidirectionalAttention` is the place for learned tokens: whatever is
+handed to it as `FusionTokens` is attended to and asks nothing itself.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dynamic_conv import DynamicConv
+from .initialization import tagged
 
 SCORE_LIMIT = 50_000.0
 """Attention scores and text activations are clamped to +- this, which keeps float16 finite."""
@@ -54,19 +55,20 @@ class BidirectionalAttention(nn.Module):
         Δv = softmax_text(S)  (L W_vl^T + b_vl) W_ov^T + b_ov
         Δl = softmax_image(S^T) (V W_vv^T + b_vv) W_ol^T + b_ol
 
-    There are thousands of image positions and few text tokens, so nothing of the wide inner width is ever computed per image
-    position: products are reordered to V (W_v^T k^T), (A V) W_vv^T and A (values W_ov^T). Same numbers up to rounding.
+    There are thousands of image positions and few text tokens, so nothing of the wide inner width is ever computed
+    per image position: products are reordered to V (W_v^T k^T), (A V) W_vv^T and A (values W_ov^T). Same numbers up
+    to rounding.
     """
 
     def __init__(self, visual_dim: int, text_dim: int, inner_dim: int, heads: int, dropout: float = 0.0):
         super().__init__()
         self.heads, self.head_dim, self.dropout = heads, inner_dim // heads, dropout
-        self.v_proj = nn.Linear(visual_dim, inner_dim)
-        self.l_proj = nn.Linear(text_dim, inner_dim)
-        self.values_v_proj = nn.Linear(visual_dim, inner_dim)
-        self.values_l_proj = nn.Linear(text_dim, inner_dim)
-        self.out_v_proj = nn.Linear(inner_dim, visual_dim)
-        self.out_l_proj = nn.Linear(inner_dim, text_dim)
+        self.v_proj = tagged(nn.Linear(visual_dim, inner_dim), "xavier")
+        self.l_proj = tagged(nn.Linear(text_dim, inner_dim), "xavier")
+        self.values_v_proj = tagged(nn.Linear(visual_dim, inner_dim), "xavier")
+        self.values_l_proj = tagged(nn.Linear(text_dim, inner_dim), "xavier")
+        self.out_v_proj = tagged(nn.Linear(inner_dim, visual_dim), "xavier")
+        self.out_l_proj = tagged(nn.Linear(inner_dim, text_dim), "xavier")
 
     def forward(
         self, visual: Tensor, text: Tensor, text_mask: Tensor | None = None, tokens: FusionTokens | None = None
@@ -265,8 +267,8 @@ class FusionTower(nn.Module):
     """K fusion blocks.
 
     Attributes:
-        gradient_checkpointing: recompute a block in the backward pass instead of keeping its inner tensors. Also works in eval
-            mode, because prompts are learned while the model stays there.
+        gradient_checkpointing: recompute a block in the backward pass instead of keeping its inner tensors. Also
+            works in eval mode, because prompts are learned while the model stays there.
     """
 
     def __init__(self, blocks: list[FusionBlock]):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fusion import clamp_scores, flatten_maps
+from .initialization import tagged
 
 
 class LevelScale(nn.Module):
@@ -33,10 +34,11 @@ class GlipHead(nn.Module):
         self.log_scale = nn.Parameter(torch.zeros(1))
         self.bias_lang = nn.Parameter(torch.zeros(text_dim))
         self.bias0 = nn.Parameter(torch.full((1,), self.prior_bias))
-        self.cls_logits = nn.Conv2d(channels, unused_classes, 1)  # in official checkpoints; nothing reads its output
-        self.bbox_pred = nn.Conv2d(channels, 4, 1)
-        self.centerness = nn.Conv2d(channels, 1, 1)
-        self.dot_product_projection_text = nn.Linear(text_dim, channels)
+        # In official checkpoints; nothing reads what it would say.
+        self.cls_logits = tagged(nn.Conv2d(channels, unused_classes, 1), "small")
+        self.bbox_pred = tagged(nn.Conv2d(channels, 4, 1), "small")
+        self.centerness = tagged(nn.Conv2d(channels, 1, 1), "small")
+        self.dot_product_projection_text = tagged(nn.Linear(text_dim, channels), "torch")
         self.scales = nn.ModuleList(LevelScale() for _ in range(levels))
 
     @property
@@ -51,9 +53,9 @@ class GlipHead(nn.Module):
         return self.dot_product_projection_text(unit / 2), bias
 
     def forward(self, maps: list[Tensor], text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Maps (B, C, h, w) and text (B, T, d_l) -> token logits (B, N, T), box deltas (B, N, 4), centerness logits (B, N).
+        """Maps (B, C, h, w) and text (B, T, d_l) -> token logits (B, N, T), box deltas (B, N, 4), centerness (B, N).
 
-        Positions: level after level, row-major.
+        Positions: level after level, row-major. Centerness as logits.
         """
         embedded, bias = self.embed_text(text)
         visual = flatten_maps(maps)

@@ -1,4 +1,7 @@
-"""Training targets and losses: anchors are matched with ATSS (Zhang et al., arXiv 1912.02424), tokens with a focal loss."""
+"""Training targets and losses.
+
+Anchors are matched with ATSS (Zhang et al., arXiv 1912.02424), tokens learn with a focal loss, boxes with GIoU.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +34,9 @@ class Targets:
 def assign_anchors(boxes: Tensor, anchors: list[Tensor], topk: int = 9) -> Tensor:
     """Row of the box each anchor is responsible for (A,), -1 for background.
 
-    Per box, the `topk` anchors of each level whose centres are nearest are candidates; those with an overlap of at least mean +
-    standard deviation over the candidates and the centre inside the box are taken. Of several boxes an anchor takes the one it
-    overlaps most.
+    Per box, the `topk` anchors of each level whose centres are nearest are candidates; those with an overlap of at
+    least mean + standard deviation over the candidates and the centre inside the box are taken. Of several boxes an
+    anchor takes the one it overlaps most.
 
     Args:
         boxes: (M, 4) inclusive corners. anchors: per level (A_l, 4).

@@ -4,12 +4,12 @@
                                                 ├─ fusion tower ─ head
     caption ─ BERT ──────────── token features ─┘
 
-Parameter names below `model.vision`, `model.text`, `model.tower` and `head` are those of the official checkpoints; see `conversion`.
+Parameter names below `model.vision`, `model.text`, `model.tower` and `head` are those of the official checkpoints;
+see `conversion`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,17 +23,17 @@ from transformers.utils import ModelOutput
 from .anchors import pyramid_anchors
 from .configuration_glip import GlipConfig
 from .deform_conv import ModulatedDeformConv
-from .dynamic_conv import DynamicConv, DynamicRelu
+from .dynamic_conv import DynamicConv
 from .fpn import GlipFpn
 from .fusion import (
-    BidirectionalAttention,
     FusionBlock,
     FusionPrompts,
     FusionTextLayer,
     FusionTower,
     VisionLanguageFusion,
 )
-from .head import GlipHead
+from .head import GlipHead, LevelScale
+from .initialization import initialise
 from .losses import build_targets, detection_losses
 from .swin import GlipSwin, WindowAttention, WindowTokens, relative_position_index
 
@@ -83,49 +83,29 @@ class GlipPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As the official code initialises each part; modules come before the modules that contain them."""
-        if isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            init.zeros_(module.bias)
+        """As the official code initialises each part; called for modules with parameters or buffers of their own."""
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            initialise(module)
         elif isinstance(module, nn.LayerNorm | nn.GroupNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, WindowAttention):
             init.trunc_normal_(module.relative_position_bias_table, std=0.02)
             init.copy_(module.relative_position_index, relative_position_index(module.window))
-        elif isinstance(module, GlipFpn):
-            for part in module.modules():
-                if isinstance(part, nn.Conv2d):
-                    init.kaiming_uniform_(part.weight, a=1)
-        elif isinstance(module, BidirectionalAttention):
-            for part in module.children():
-                init.xavier_uniform_(part.weight)
-        elif isinstance(module, VisionLanguageFusion):
-            init.constant_(module.gamma_v, module.gamma_init)
-            init.constant_(module.gamma_l, module.gamma_init)
         elif isinstance(module, ModulatedDeformConv):
             bound = module.weight[0].numel() ** -0.5
             init.uniform_(module.weight, -bound, bound)
             init.zeros_(module.bias)
-        elif isinstance(module, DynamicRelu):
-            for layer in (module.fc[0], module.fc[2]):
-                init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-        elif isinstance(module, DynamicConv):
-            init.normal_(module.AttnConv[1].weight, std=0.01)
+        elif isinstance(module, VisionLanguageFusion):
+            init.constant_(module.gamma_v, module.gamma_init)
+            init.constant_(module.gamma_l, module.gamma_init)
+        elif isinstance(module, LevelScale):
+            init.ones_(module.scale)
         elif isinstance(module, GlipHead):
-            for layer in (module.cls_logits, module.bbox_pred, module.centerness):
-                init.normal_(layer.weight, std=0.01)
             init.constant_(module.cls_logits.bias, module.prior_bias)
+            init.constant_(module.bias0, module.prior_bias)
             init.zeros_(module.bias_lang)
             init.zeros_(module.log_scale)
-            init.constant_(module.bias0, module.prior_bias)
-            init.kaiming_uniform_(module.dot_product_projection_text.weight, a=math.sqrt(5))
-            for level in module.scales:
-                init.ones_(level.scale)
 
 
 class GlipVision(nn.Module):
@@ -204,10 +184,10 @@ class GlipModel(GlipPreTrainedModel):
         """(B, T) token ids -> hidden states (B, T', d) before fusion and their mask (B, T').
 
         Args:
-            trim_text: drop columns that are padding in all captions. The official code pads every caption to 256 tokens and carries
-                the padding through all layers, where nothing valid ever reads it: image queries and text layers mask it, classes
-                have no token there and the loss leaves it out. So outputs at valid positions are the same either way; without
-                padding they take a fraction of the time.
+            trim_text: drop columns that are padding in all captions. The official code pads every caption to 256
+                tokens and carries the padding through all layers, where nothing valid ever reads it: image queries
+                and text layers mask it, classes have no token there and the loss leaves it out. So outputs at valid
+                positions are the same either way; without padding they take a fraction of the time.
         """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
@@ -284,8 +264,8 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         """
         Args:
             pixel_values, input_ids, attention_mask, inputs: see `GlipModel.forward`.
-            labels: per image {"boxes": (M, 4) inclusive corners in pixels of the resized image, "positive_map": (M, T) nonzero for
-                the tokens of each box's phrase}. M may be 0.
+            labels: per image {"boxes": (M, 4) inclusive corners in pixels of the resized image,
+                "positive_map": (M, T) nonzero for the tokens of each box's phrase}. M may be 0.
         """
         fused = self.model(pixel_values, input_ids, attention_mask, **inputs)
         maps = list(fused.feature_maps)

@@ -1,7 +1,7 @@
 """Swin transformer (Liu et al., arXiv 2103.14030) as GLIP uses it: four maps, the last three normed.
 
-Kept apart from transformers' SwinBackbone because parameter names, padding and the place of the output norms are those of
-the official GLIP checkpoints.
+Kept apart from transformers' SwinBackbone because parameter names, padding and the place of the output norms are
+those of the official GLIP checkpoints.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WindowTokens: TypeAlias = Callable[[int, int, Tensor], "Tensor | None"]
-"""`(stage, block, hidden (B, H, W, C)) -> (n, C) or (B, n, C)` learned tokens for every window of that block, or None."""
+"""`(stage, block, hidden (B, H, W, C)) -> (n, C) or (B, n, C)` learned tokens for all windows of a block, or None."""
 
 
 def drop_path(x: Tensor, prob: float, training: bool) -> Tensor:
@@ -214,7 +214,9 @@ class GlipSwin(nn.Module):
                 self.add_module(f"norm{stage}", nn.LayerNorm(embed_dim << stage))
 
     def forward(self, pixel_values: Tensor, tokens: WindowTokens | None = None) -> list[Tensor]:
-        """(B, 3, H, W) -> four maps (B, C << i, H / (4 << i), W / (4 << i)) in channels-last memory; all but the first normed.
+        """(B, 3, H, W) -> four maps (B, C << i, H / (4 << i), W / (4 << i)), all but the first normed.
+
+        In channels-last memory.
 
         Args:
             tokens: asked before every block for learned tokens that its windows attend to (VPT for Swin).

@@ -1,0 +1,158 @@
+"""Modulated deformable convolution against a loop over every sample, in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from duotune.models.glip import deform_conv
+from duotune.models.glip.deform_conv import ModulatedDeformConv, deform_conv2d
+
+
+def naive(x, offset, mask, weight, bias, stride, padding):
+    """One sample at a time, each of the four cells looked up by hand."""
+    batch, channels, height, width = x.shape
+    out_channels, _, kernel_height, kernel_width = weight.shape
+    _, _, out_height, out_width = mask.shape
+
+    def cell(b, row, col):
+        inside = 0 <= row < height and 0 <= col < width
+        return x[b, :, row, col] if inside else torch.zeros(channels, dtype=x.dtype)
+
+    rows = []
+    for b in range(batch):
+        for i in range(out_height):
+            for j in range(out_width):
+                total = bias.clone()
+                for k in range(kernel_height * kernel_width):
+                    y = i * stride - padding + k // kernel_width + offset[b, 2 * k, i, j]
+                    z = j * stride - padding + k % kernel_width + offset[b, 2 * k + 1, i, j]
+                    if not (-1 < y < height and -1 < z < width):
+                        continue
+                    top, left = math.floor(y.item()), math.floor(z.item())
+                    fy, fz = y - top, z - left
+                    value = (
+                        (1 - fy) * (1 - fz) * cell(b, top, left)
+                        + (1 - fy) * fz * cell(b, top, left + 1)
+                        + fy * (1 - fz) * cell(b, top + 1, left)
+                        + fy * fz * cell(b, top + 1, left + 1)
+                    )
+                    kernel = weight[:, :, k // kernel_width, k % kernel_width]
+                    total = total + kernel @ (value * mask[b, k, i, j])
+                rows.append(total)
+    return torch.stack(rows).view(batch, out_height, out_width, out_channels).permute(0, 3, 1, 2)
+
+
+def case(stride=1, padding=1, kernel=(3, 3), size=(5, 6), batch=2, spread=2.0, seed=0):
+    torch.manual_seed(seed)
+    height, width = size
+    out = [(n + 2 * padding - k) // stride + 1 for n, k in zip(size, kernel)]
+    taps = kernel[0] * kernel[1]
+    tensors = {
+        "x": torch.randn(batch, 4, height, width),
+        "offset": torch.randn(batch, 2 * taps, *out) * spread,
+        "mask": torch.rand(batch, taps, *out),
+        "weight": torch.randn(3, 4, *kernel),
+        "bias": torch.randn(3),
+    }
+    return {name: t.double().requires_grad_() for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("stride,padding,kernel,size", [
+    (1, 1, (3, 3), (5, 6)),
+    (2, 1, (3, 3), (5, 6)),
+    (2, 1, (3, 3), (1, 1)),
+    (1, 0, (1, 3), (4, 3)),
+])  # fmt: skip
+def test_equals_a_loop_with_gradients(stride, padding, kernel, size):
+    tensors = case(stride, padding, kernel, size)
+    ours = deform_conv2d(**tensors, stride=stride, padding=padding, backend="torch")
+    theirs = naive(**tensors, stride=stride, padding=padding)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+    cotangent = torch.randn_like(theirs)
+    ours = torch.autograd.grad(ours, list(tensors.values()), cotangent)
+    theirs = torch.autograd.grad(theirs, list(tensors.values()), cotangent)
+    for name, a, b in zip(tensors, ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_gradcheck():
+    tensors = case(size=(3, 4), batch=1, spread=0.7, seed=3)
+    # Bilinear sampling has kinks at whole cells; finite differences must not step over them.
+    with torch.no_grad():
+        fraction = tensors["offset"] - tensors["offset"].floor()
+        tensors["offset"] += torch.where(fraction < 0.05, 0.1, 0.0) - torch.where(fraction > 0.95, 0.1, 0.0)
+    assert torch.autograd.gradcheck(
+        lambda *t: deform_conv2d(*t, stride=1, padding=1, backend="torch"), list(tensors.values())
+    )
+
+
+@pytest.mark.parametrize("frozen", ["x", "offset", "mask", "weight"])
+def test_gradients_of_the_others_do_not_depend_on_what_is_frozen(frozen):
+    tensors = case()
+    full = deform_conv2d(**tensors, padding=1, backend="torch")
+    cotangent = torch.randn_like(full)
+    wanted = [name for name in tensors if name != frozen]
+    expected = torch.autograd.grad(full, [tensors[name] for name in wanted], cotangent)
+    part = deform_conv2d(**{**tensors, frozen: tensors[frozen].detach()}, padding=1, backend="torch")
+    found = torch.autograd.grad(part, [tensors[name] for name in wanted], cotangent)
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_chunks_change_nothing(monkeypatch):
+    tensors = case(size=(7, 9))
+    whole = deform_conv2d(**tensors, padding=1, backend="torch")
+    cotangent = torch.randn_like(whole)
+    expected = torch.autograd.grad(whole, list(tensors.values()), cotangent)
+    monkeypatch.setattr(deform_conv, "CHUNK_BYTES", 9 * 4 * 8 * 5)  # five output positions at a time
+    parts = deform_conv2d(**tensors, padding=1, backend="torch")
+    torch.testing.assert_close(parts, whole, rtol=1e-12, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(parts, list(tensors.values()), cotangent), expected):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+
+
+def test_zero_offsets_are_a_plain_convolution():
+    x, weight = torch.randn(2, 5, 9, 8), torch.randn(6, 5, 3, 3)
+    layer = ModulatedDeformConv(5, 6, stride=2)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    out = layer(x, torch.zeros(2, 18, 5, 4), torch.ones(2, 9, 5, 4))
+    torch.testing.assert_close(out, torch.nn.functional.conv2d(x, weight, stride=2, padding=1), rtol=1e-5, atol=1e-5)
+
+
+def test_samples_far_outside_count_as_zero():
+    x, weight = torch.randn(1, 4, 5, 5), torch.randn(3, 4, 3, 3)
+    offset = torch.full((1, 18, 5, 5), 1e30)
+    offset[:, ::2] = -1e30
+    out = deform_conv2d(x, offset, torch.ones(1, 9, 5, 5), weight, torch.ones(3), padding=1, backend="torch")
+    torch.testing.assert_close(out, torch.ones_like(out))
+
+
+def test_half_precision_input_is_sampled_in_float32():
+    torch.manual_seed(0)
+    layer, x = ModulatedDeformConv(4, 4), torch.randn(1, 4, 6, 6)
+    offset, mask = torch.randn(1, 18, 6, 6), torch.rand(1, 9, 6, 6)
+    expected = layer(x.bfloat16().float(), offset, mask)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = layer(x.bfloat16(), offset, mask)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["offset", "mask", "weight"])
+def test_sizes_that_do_not_fit_are_refused(name):
+    tensors = {n: t.detach() for n, t in case().items()}
+    tensors[name] = tensors[name][:, :-1]
+    with pytest.raises(ValueError, match=name):
+        deform_conv2d(**tensors, padding=1)
+
+
+def test_torchvision_operator_gives_the_same():
+    pytest.importorskip("torchvision")
+    tensors = case(stride=2, size=(8, 7))
+    ours = deform_conv2d(**tensors, stride=2, padding=1, backend="torch")
+    theirs = deform_conv2d(**tensors, stride=2, padding=1, backend="torchvision")
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
