@@ -7,10 +7,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import ClassNamesError, DataError
 from .base import DualEncoder, TextSequence, TextTokens, VisionPrompts
 from .layers import PackedTexts, text_layer, vision_layer
+
+KEPT_PER_ROW = 14
+"""About how many vectors of the text width a layer keeps per row for the backward pass."""
 
 
 class ClipBackbone(DualEncoder):
@@ -21,7 +25,13 @@ class ClipBackbone(DualEncoder):
         model: the `CLIPModel`; frozen and put into eval mode here.
         tokenizer: its `CLIPTokenizer`.
         image_size: pixels. image_mean, image_std: RGB normalisation.
+
+    Attributes:
+        max_text_bytes: what the text tower may keep for the backward pass (2 GB); above it, texts are run in
+            parts and each part a second time on the way back.
     """
+
+    max_text_bytes = 2e9
 
     def __init__(
         self,
@@ -74,16 +84,29 @@ class ClipBackbone(DualEncoder):
         return self._text.embeddings.token_embedding(ids)
 
     def encode_sequence(self, sequence: TextSequence) -> Tensor:
+        rows = len(sequence.shared) + int((sequence.eos + 1).sum())
+        size = self._text.embeddings.position_embedding.weight.element_size()
+        kept = KEPT_PER_ROW * rows * self.text_width * self.text_layers * size
+        if kept <= self.max_text_bytes or not torch.is_grad_enabled():
+            return self._encode_texts(sequence.shared, sequence.own, sequence.eos)
+        # too much for memory: keep nothing inside the tower, and run it again, part by part, on the way back
+        texts = max(1, int(len(sequence.eos) * self.max_text_bytes / kept))
+        parts = zip(sequence.own.split(texts), sequence.eos.split(texts))
+        return torch.cat(
+            [checkpoint(self._encode_texts, sequence.shared, *part, use_reentrant=False) for part in parts]
+        )
+
+    def _encode_texts(self, shared: Tensor, own: Tensor, eos: Tensor) -> Tensor:
         tower = self._text
         positions = tower.embeddings.position_embedding.weight
-        packed = PackedTexts(len(sequence.shared), sequence.own.shape[1], sequence.eos)
+        packed = PackedTexts(len(shared), own.shape[1], eos)
         if packed.num_shared + packed.length > self.max_text_tokens:
             raise ClassNamesError(
                 f"context and class name need {packed.num_shared + packed.length} tokens, the text tower of "
                 f"{self.name} holds {self.max_text_tokens}; use fewer context tokens or shorter names"
             )
-        own = packed.unpad(sequence.own[:, : packed.length].to(positions.dtype))
-        shared = sequence.shared.to(positions.dtype)
+        own = packed.unpad(own[:, : packed.length].to(positions.dtype))
+        shared = shared.to(positions.dtype)
         rows = torch.cat([shared + positions[: len(shared)], own + positions[packed.positions]])
         layers = tower.encoder.layers
         for i, layer in enumerate(layers):

@@ -1,8 +1,8 @@
 """Frozen CLIP layers, run by hand on the Hugging Face modules' own weights.
 
-Two differences from calling the modules, both exact: rows that nobody reads are not computed (the
-outputs of prompt tokens; every row but the pooled one in the last layer), and rows that all texts
-share are computed once.
+Three differences from calling the modules, all exact: rows that nobody reads are not computed (the
+outputs of prompt tokens; every row but the pooled one in the last layer), rows that all texts share
+are computed once, and on a CPU whole blocks are single autograd steps (`frozen`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .frozen import ACTIVATIONS, FrozenAttention, FrozenMLP
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -22,9 +24,25 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(-2, -3).flatten(-2)
 
 
+def single_step(layer: nn.Module, x: Tensor) -> bool:
+    """Whether the blocks of `frozen` serve here.
+
+    Not on a GPU, whose own attention kernels are better; not under autocast, which they would not see.
+    """
+    return (
+        x.device.type == "cpu"
+        and not torch.is_autocast_enabled("cpu")
+        and layer.mlp.config.hidden_act in ACTIVATIONS
+        and x.dtype == layer.mlp.fc1.weight.dtype
+    )
+
+
 def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:
     """x + MLP(LayerNorm2(x)) of any rows (..., d)."""
-    return x + layer.mlp(layer.layer_norm2(x))
+    if not single_step(layer, x):
+        return x + layer.mlp(layer.layer_norm2(x))
+    keep = torch.is_grad_enabled() and x.requires_grad
+    return FrozenMLP.apply(x.reshape(-1, x.shape[-1]), layer.layer_norm2, layer.mlp, keep).view(x.shape)
 
 
 def vision_layer(layer: nn.Module, x: Tensor, prompts: Tensor | None, last: bool) -> Tensor:
@@ -39,12 +57,22 @@ def vision_layer(layer: nn.Module, x: Tensor, prompts: Tensor | None, last: bool
     Returns:
         (B, N, d), or (B, 1, d) if `last`.
     """
+    if prompts is not None:
+        prompts = prompts.to(x.dtype)
+    if not single_step(layer, x):
+        return feed_forward(layer, vision_attention(layer, x, prompts, last))
+    keep = torch.is_grad_enabled() and (x.requires_grad or (prompts is not None and prompts.requires_grad))
+    return feed_forward(layer, FrozenAttention.apply(x, prompts, layer.layer_norm1, layer.self_attn, last, keep))
+
+
+def vision_attention(layer: nn.Module, x: Tensor, prompts: Tensor | None, last: bool) -> Tensor:
+    """x + attention(LayerNorm1(x), prompts) as autograd sees it; arguments as for `vision_layer`."""
     attention = layer.self_attn
     heads = attention.num_heads
     h = layer.layer_norm1(x)
     keys, values = attention.k_proj(h), attention.v_proj(h)
     if prompts is not None:
-        p = layer.layer_norm1(prompts.to(x.dtype))
+        p = layer.layer_norm1(prompts)
         # a (P, d) prompt is projected once, not once per image
         keys = torch.cat([keys, attention.k_proj(p).expand(len(x), -1, -1)], dim=1)
         values = torch.cat([values, attention.v_proj(p).expand(len(x), -1, -1)], dim=1)
@@ -54,7 +82,7 @@ def vision_layer(layer: nn.Module, x: Tensor, prompts: Tensor | None, last: bool
     attended = F.scaled_dot_product_attention(
         split_heads(queries, heads), split_heads(keys, heads), split_heads(values, heads), scale=attention.scale
     )
-    return feed_forward(layer, x + attention.out_proj(merge_heads(attended)))
+    return x + attention.out_proj(merge_heads(attended))
 
 
 class PackedTexts:
