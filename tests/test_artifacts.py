@@ -246,15 +246,18 @@ def test_the_fingerprint_does_not_depend_on_the_precision(folder, tiny_clip_fold
     assert artifacts.load(folder, str(tiny_clip_folder), device="cpu", dtype="float16").backbone.device.type == "cpu"
 
 
-@pytest.mark.parametrize("stage", ["write", "replace"])
-def test_a_failed_save_leaves_what_was_there(folder, tiny_clip, pixels, monkeypatch, stage):
+@pytest.mark.parametrize(("stage", "call"), [("fsync", 1), ("fsync", 2), ("replace", 1), ("replace", 2)])
+def test_a_failed_save_leaves_what_was_there(folder, tiny_clip, pixels, monkeypatch, stage, call):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
-    other = make(tiny_clip, "vlp")
+    other, calls, original = make(tiny_clip, "vlp"), [], getattr(os, stage)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def full(*args):
+        calls.append(args)
+        if len(calls) == call:
+            raise OSError(28, "No space left on device")
+        return original(*args)
 
-    monkeypatch.setattr(os, "fsync" if stage == "write" else "replace", full)
+    monkeypatch.setattr(os, stage, full)
     with pytest.raises(ArtifactError, match="No space left.*untouched"):
         other.save(folder)
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before

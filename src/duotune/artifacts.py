@@ -217,6 +217,7 @@ class _loaded:
 def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
     mark = f".{uuid.uuid4().hex[:8]}.part"
     beside = {name: folder / f".{name}{mark}" for name in files}
+    replaced: dict[Path, bytes | None] = {}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -225,8 +226,12 @@ def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         for name in files:
+            before = (folder / name).read_bytes() if (folder / name).is_file() else None
             os.replace(beside[name], folder / name)
+            replaced[folder / name] = before
     except OSError as error:
+        for path, before in replaced.items():  # the two files belong together
+            path.write_bytes(before) if before is not None else path.unlink()
         raise ArtifactError(
             f"cannot write the artifact to {folder}: {error.strerror or error}; what was there is untouched; "
             "free some space or choose another folder"

@@ -111,6 +111,38 @@ def test_cached_training_equals_uncached_training(tiny_clip, picture_data, tmp_p
     assert_close(our_state, plain_state, rtol=1e-5, atol=1e-6)
 
 
+def test_training_equals_a_plain_loop(tiny_clip, picture_data, tmp_path):
+    """VLP with fresh views against a loop written out: SGD, two groups, decay, momentum, rates set by hand."""
+    epochs, size = 4, 8
+    trained = make(tiny_clip, "vlp", picture_data, text_warmup_epochs=2, text_lr=0.02)
+    trainer = PromptTrainer(trained, arguments(tmp_path), picture_data)
+    trainer.train()
+
+    plain = make(tiny_clip, "vlp", picture_data, text_warmup_epochs=2, text_lr=0.02).train()
+    images = ImageDataset(picture_data.train, train_transform(tiny_clip), views=0, seed=1)
+    text, visual = plain.method.text.context.tokens, plain.method.visual.prompts.tokens
+    velocity = {text: None, visual: None}
+    curve = []
+    for epoch in range(epochs):
+        cosine = lambda since: 0.5 * (1 + np.cos(np.pi * since / epochs))
+        rates = {text: 1e-5 if epoch < 2 else 0.02 * cosine(epoch - 2), visual: 0.01 * cosine(epoch)}
+        images.set_epoch(epoch)
+        order = np.random.default_rng([1, epoch]).permutation(len(images))
+        for start in range(0, len(order), size):
+            rows = [images[int(i)] for i in order[start : start + size]]
+            pixels, labels = torch.stack([r["pixel_values"] for r in rows]), torch.tensor([r["labels"] for r in rows])
+            loss = torch.nn.functional.cross_entropy(plain(pixels)["logits"], labels)
+            curve.append(loss.item())
+            for p, gradient in zip((text, visual), torch.autograd.grad(loss, (text, visual))):
+                step = gradient + 5e-4 * p.detach()
+                velocity[p] = step if velocity[p] is None else 0.9 * velocity[p] + step
+                p.data -= rates[p] * velocity[p]
+    np.testing.assert_allclose(losses(trainer), curve, rtol=1e-5)
+    for name, expected in plain.method.state_dict().items():
+        size = expected.abs().max().item()
+        assert_close(trained.method.state_dict()[name], expected, rtol=0, atol=1e-5 * size)
+
+
 def test_no_image_is_decoded_when_features_are_cached(tiny_clip, picture_data, tmp_path, monkeypatch):
     args = arguments(tmp_path, views=2, cache_dir=str(tmp_path / "cache"), dataloader_num_workers=2)
     first = PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data)
@@ -158,6 +190,19 @@ def test_resuming_continues_bit_for_bit(tiny_clip, picture_data, tmp_path, metho
         assert torch.equal(got[name], expected[name]), name
     assert losses(rest)[-(12 - steps) :] == losses(whole)[steps:]
     assert seen.seen == [(step // 3, 4, step // 3) for step in range(steps, 12)]
+
+
+def test_the_loss_is_told_the_epoch(tiny_clip, picture_data, tmp_path, monkeypatch):
+    model, told = make(tiny_clip, "dpt", picture_data), []
+    original = model.method.loss
+
+    def loss(output, labels, progress):
+        told.append((progress.epoch, progress.num_epochs))
+        return original(output, labels, progress)
+
+    monkeypatch.setattr(model.method, "loss", loss)
+    PromptTrainer(model, arguments(tmp_path, views=1), picture_data).train()
+    assert told == [(step // 3, 4) for step in range(12)]
 
 
 def test_every_epoch_has_its_own_order_and_the_seed_counts(tiny_clip, picture_data, tmp_path):
