@@ -1,0 +1,1 @@
+"""Named detection data sets: facts about where their files lie."""

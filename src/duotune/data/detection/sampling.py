@@ -1,0 +1,76 @@
+"""Few-shot detection as GLIP samples it (Li et al., CVPR 2022; github.com/microsoft/GLIP, commit 9dda955,
+maskrcnn_benchmark/data/datasets/coco.py and modulated_coco.py): a pure function of items and seed.
+
+The rule, exactly:
+1. Leave out training pictures without a usable box: one with both sides longer than 1 pixel.
+2. Order the rest by image id. A seed other than 0 shuffles them with Python's `random.Random(seed).shuffle` (GLIP's
+   reader for grounding leaves the shuffle out: there every seed is 0).
+3. Every class starts with a budget of `num_shots`. Go through the pictures once, in order. A picture is taken if at
+   least one class that it shows (crowds count) has budget left; then *every* class it shows loses 1.
+
+So a shot is a picture, not a box: a picture with twenty boxes of a class is one shot of it, with all its boxes, and
+frequent classes get more pictures than shots, because others' pictures show them too. A class with fewer pictures gives
+all it has. Only training pictures are sampled.
+
+The lists that come with ODinW (`odinw.PUBLISHED_SHOTS`) were drawn once by its authors; published numbers are on those.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+
+from ...errors import ConfigError, DataError
+from .base import DetectionData, DetectionItem
+
+MIN_SIDE = 1.0  # pixels; boxes need more
+
+
+def has_usable_box(item: DetectionItem) -> bool:
+    """Whether at least one box is more than 1 pixel wide and high."""
+    sides = item.boxes[:, 2:] - item.boxes[:, :2]
+    return bool((sides > MIN_SIDE).all(axis=1).any())
+
+
+def few_shot_items(items: Iterable[DetectionItem], num_shots: int, seed: int = 0) -> list[DetectionItem]:
+    """The pictures that the module's rule takes, in the order in which it meets them.
+
+    Raises:
+        ConfigError: num_shots below 1, or a negative seed.
+    """
+    if num_shots < 1 or seed < 0:
+        raise ConfigError(f"num_shots must be at least 1 and seed not negative: {num_shots}, {seed}")
+    order = sorted(filter(has_usable_box, items), key=lambda item: (isinstance(item.image_id, str), item.image_id))
+    if seed:
+        random.Random(seed).shuffle(order)
+    spent: dict[int, int] = {}
+    taken = []
+    for item in order:
+        shown = np.unique(item.labels).tolist()
+        if any(spent.get(label, 0) < num_shots for label in shown):
+            taken.append(item)
+            for label in shown:
+                spent[label] = spent.get(label, 0) + 1
+    return taken
+
+
+def few_shot(data: DetectionData, num_shots: int, seed: int = 0) -> DetectionData:
+    """`data` with the training pictures of the module's rule; val and test stay whole.
+
+    Args:
+        num_shots: 1, 3, 5 and 10 are usual.
+        seed: 0 takes pictures in the order of their ids; 3, 30 and 300 are GLIP's others.
+
+    Raises:
+        ConfigError: num_shots below 1, a negative seed, or grounding data, which has no classes.
+        DataError: no training picture has a usable box.
+    """
+    if not data.class_names:
+        raise ConfigError(f"{data.name} has phrases instead of classes; shots per class are not defined")
+    taken = few_shot_items(data.train, num_shots, seed)
+    if not taken:
+        raise DataError(f"{data.name}: no training picture has a box larger than 1 x 1 pixel")
+    return replace(data, train=tuple(taken))

@@ -1,0 +1,165 @@
+"""The map-style detection data set that DataLoader workers read, and its collator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ...errors import DataError
+from ..base import first_few
+from ..images import open_image
+from ..torch_dataset import ImageDataset, ImageReport, check_images
+from .base import SPLITS, DetectionData, DetectionItem
+from .captions import CaptionChoice
+from .transforms import DetectionTransform
+
+
+def open_detection_image(item: DetectionItem) -> Image.Image:
+    """Decode a picture in the orientation that its boxes belong to.
+
+    The annotation's width and height decide: usually the EXIF tag is obeyed, but boxes of some data sets were drawn on
+    the picture as it is stored.
+
+    Raises:
+        DataError: the picture cannot be read, or has another size than the annotation says.
+    """
+    image = open_image(item)
+    if image.size != (item.width, item.height):
+        upright, image = image.size, open_image(item, orientation=False)
+        if image.size != (item.width, item.height):
+            raise DataError(
+                f"{item.key} is {upright[0]} x {upright[1]} pixels, its annotation says {item.width} x {item.height}; "
+                "boxes would not fit: correct one of them"
+            )
+    return image
+
+
+class DetectionDataset(Dataset):
+    """Items with pixels, boxes, caption and positive map, made where they are asked for.
+
+    Args:
+        items: what to read, in order.
+        transform: of picture and boxes.
+        pixels: what a model makes of a resized RGB picture: -> (3, h, w) float32, same size.
+        captions: which caption goes with an item.
+        views, seed: V > 0: each picture has V fixed views, epoch e shows view e mod V (so that what a frozen model
+            computes of them can be kept). 0: a fresh view every epoch, reproducible from (seed, epoch, index). As in
+            `data.torch_dataset.ImageDataset`; the caption belongs to the view.
+
+    Raises:
+        ConfigError: negative views or seed.
+        DataError: from `dataset[i]`, if the image cannot be read or has another size than its annotation says.
+    """
+
+    def __init__(
+        self,
+        items: Sequence[DetectionItem],
+        transform: DetectionTransform,
+        pixels: Callable[[Image.Image], Any],
+        captions: CaptionChoice,
+        views: int = 0,
+        seed: int = 0,
+    ):
+        self.items, self.transform = tuple(items), transform
+        self.pixels, self.captions = pixels, captions
+        self._views = ImageDataset(self.items, transform, views, seed)  # its epochs, views and random numbers
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def epoch(self) -> int:
+        return self._views.epoch
+
+    @property
+    def view(self) -> int:
+        """Number of the view that the present epoch shows; the epoch itself if views are fresh."""
+        return self._views.view
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show this epoch's views from now on."""
+        self._views.set_epoch(epoch)
+
+    def rng(self, index: int) -> np.random.Generator:
+        """The random numbers of item `index` in the present epoch: first the transform's, then the caption's."""
+        return self._views.rng(index)
+
+    def key(self) -> str:
+        """A text that differs whenever pixels of the same image may. Part of cache keys."""
+        return self._views.key()
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """Item `index`.
+
+        Returns:
+            pixel_values (3, h, w) float32; image_size (h, w) and original_size (H, W); boxes (n, 4) float32 xyxy
+            pixels of the resized picture and labels (n,) int64, without crowds and without boxes of classes that the
+            caption does not name; positive_map (n, T) float32; caption; num_left_out, how many boxes it does not name;
+            image_id; index.
+        """
+        item, rng = self.items[index], self.rng(index)
+        image, boxes = self.transform(open_detection_image(item), item.boxes, rng)
+        caption = self.captions(item, rng)
+        usable = ~item.iscrowd
+        named = np.array([caption.position(label) is not None for label in item.labels.tolist()], dtype=bool)
+        rows = usable & named
+        labels = torch.from_numpy(item.labels[rows])
+        return {
+            "pixel_values": torch.as_tensor(self.pixels(image)),
+            "image_size": (image.size[1], image.size[0]),
+            "original_size": (item.height, item.width),
+            "boxes": torch.from_numpy(boxes[rows]),
+            "labels": labels,
+            "positive_map": caption.positive_map(labels),
+            "caption": caption,
+            "num_left_out": int((usable & ~named).sum()),
+            "image_id": item.image_id,
+            "index": index,
+        }
+
+
+def collate_detection(batch: Sequence[dict[str, Any]], pad: Callable[[list[Tensor]], Tensor]) -> dict[str, Any]:
+    """Rows of a `DetectionDataset` -> a batch.
+
+    Args:
+        pad: a model's padding, (3, h, w) pictures of different sizes -> (B, 3, H, W).
+
+    Returns:
+        pixel_values (B, 3, H, W); image_sizes and original_sizes (B, 2) int64, height and width; labels, per picture
+        {"boxes", "labels", "positive_map"}; captions, image_ids; index (B,) int64.
+    """
+    return {
+        "pixel_values": pad([row["pixel_values"] for row in batch]),
+        "image_sizes": torch.tensor([row["image_size"] for row in batch]),
+        "original_sizes": torch.tensor([row["original_size"] for row in batch]),
+        "labels": [{name: row[name] for name in ("boxes", "labels", "positive_map")} for row in batch],
+        "captions": [row["caption"] for row in batch],
+        "image_ids": [row["image_id"] for row in batch],
+        "index": torch.tensor([row["index"] for row in batch]),
+    }
+
+
+def check_detection_data(
+    data: DetectionData, workers: int = 0, max_broken_share: float = 0.01
+) -> tuple[DetectionData, ImageReport]:
+    """Read every picture of all splits once and leave out those that cannot be read, by name.
+
+    Raises:
+        DataError: too many broken images, or a class whose training pictures are all broken.
+    """
+    _, report = check_images([item for split in SPLITS for item in getattr(data, split)], workers, max_broken_share)
+    keep = lambda items: tuple(item for item in items if item.key not in report.broken)
+    good = replace(data, **{split: keep(getattr(data, split)) for split in SPLITS})
+    if data.class_names:
+        lost = (data.boxes_per_class() > 0) & (good.boxes_per_class() == 0)
+        if lost.any():
+            names = [name for name, gone in zip(data.class_names, lost) if gone]
+            raise DataError(f"{data.name}: no training image of {first_few(names)} can be read")
+    return good, report
