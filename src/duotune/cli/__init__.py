@@ -38,6 +38,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="duotune", description=DESCRIPTION, epilog=EPILOG)
     parser.add_argument("--version", action="store_true", help="print the versions of duotune, torch and transformers")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
+    parser.commands = commands.choices
     for name, path in COMMANDS.items():
         module = importlib.import_module(path)
         sub = commands.add_parser(name, help=module.HELP, description=module.__doc__)
@@ -69,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str] | None) -> int:
     parser = build_parser()
-    namespace = parser.parse_args(argv)
+    namespace, extra = parser.parse_known_args(argv)
+    if extra:  # by the command's own parser, which knows its options and can name the nearest
+        parser.commands.get(namespace.command, parser).error(f"unrecognized arguments: {' '.join(extra)}")
     if namespace.version:
         from importlib.metadata import version
 

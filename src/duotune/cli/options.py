@@ -8,6 +8,7 @@ import difflib
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from ..errors import DuotuneError
@@ -18,7 +19,13 @@ class UsageError(DuotuneError):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and whose help keeps line breaks of the description."""
+    """An ArgumentParser whose errors are one line and whose help keeps line breaks of the description.
+
+    Attributes:
+        commands: command -> its parser, of a parser that has commands.
+    """
+
+    commands: Mapping[str, argparse.ArgumentParser]
 
     def __init__(self, *args, **kwargs):
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
@@ -115,5 +122,6 @@ def quiet() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+    logging.getLogger("duotune").addHandler(logging.NullHandler())  # commands print what matters of it themselves
     for name in ("matplotlib", "accelerate", "datasets"):
         logging.getLogger(name).setLevel(logging.ERROR)

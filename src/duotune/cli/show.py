@@ -42,7 +42,7 @@ def run(options: Options) -> int:
         near = nearest_words(model, options.words, options.class_name)
     if options.json:
         rows = [[dataclasses.asdict(word) for word in words] for words in near]
-        print(json.dumps({**info.to_json(), "nearest_words": rows}, indent=2, ensure_ascii=False))
+        print(json.dumps({**json.loads(info.to_json()), "nearest_words": rows}, indent=2, ensure_ascii=False))
         return 0
     print(info)
     if near:

@@ -144,19 +144,23 @@ def run_recipe(
         f"{recipe.method} on {backbone.name}, {data.name}: {len(data.class_names)} classes, "
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images"
     )
-    write_text(folder / WRITTEN, yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True))
     start = time.perf_counter()
     curve, broken = [], {}
+    written = yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True)
     if model.method.param_groups():
         trainer = PromptTrainer(model, arguments, data)
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(EpochBar(name or recipe.method, disable=not progress))
+        for reason in trainer.broken.values():
+            say(f"skipped: {reason}")
+        write_text(folder / WRITTEN, written)  # before training, so that it can be resumed from the folder alone
         trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
         trainer.save_artifact(folder)
         curve, broken = list(trainer.state.log_history), dict(trainer.broken)
     else:
         artifacts.save(model.eval(), folder)
+        write_text(folder / WRITTEN, written)
     result = None
     if data.test:
         from ..evaluation import evaluate
