@@ -150,7 +150,7 @@ def text_layer(layer: nn.Module, rows: Tensor, packed: PackedTexts, last: bool) 
     flat_q = own_q.transpose(0, 1).reshape(heads, n * length, width)
     to_shared = (flat_q @ shared_k.transpose(1, 2)).view(heads, n, length, s).transpose(0, 1)
     to_own = (own_q @ own_k.transpose(2, 3)).masked_fill(mask, float("-inf"))
-    weights = (torch.cat([to_shared, to_own], dim=-1) * attention.scale).softmax(-1, dtype=torch.float32).to(rows.dtype)
+    weights = (torch.cat([to_shared, to_own], dim=-1) * attention.scale).softmax(-1)
     from_shared = weights[..., :s].transpose(0, 1).reshape(heads, n * length, s) @ shared_v
     attended = from_shared.view(heads, n, length, width).transpose(0, 1) + weights[..., s:] @ own_v
     own_out = merge_heads(attended)
