@@ -66,11 +66,11 @@ class PromptedModel(nn.Module):
 
         return Predictor(self).classify(images, top_k=top_k, batch_size=batch_size)
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the artifact (`prompt.safetensors`, `prompt.json`); see `duotune.artifacts.save`."""
+    def save(self, folder: str | Path, **options: Any) -> Path:
+        """Write the artifact (`prompt.safetensors`, `prompt.json`); options are those of `duotune.artifacts.save`."""
         from .artifacts import save
 
-        return save(self, folder)
+        return save(self, folder, **options)
 
     def detach(self) -> nn.Module:
         """The Hugging Face model as it was before `attach`, bit for bit."""

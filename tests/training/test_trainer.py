@@ -426,6 +426,36 @@ def test_bf16_trains_and_leaves_forward_as_it_was(tiny_clip, picture_data, tmp_p
     assert dtypes == [torch.float32]
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize(("method", "views"), [("coop", 2), ("dpt", 2), ("vlp", 0)])
+def test_a_backbone_in_half_precision(tiny_clip_folder, picture_data, tmp_path, dtype, method, views):
+    from duotune.backbones import load_backbone
+    from duotune.evaluation import evaluate
+
+    backbone = load_backbone(str(tiny_clip_folder), dtype=dtype, device="cpu")
+    model = make(backbone, method, picture_data)
+    trainer = PromptTrainer(model, arguments(tmp_path, num_train_epochs=2, views=views), picture_data)
+    trainer.train()
+    assert np.isfinite(losses(trainer)).all() and len(losses(trainer)) == 6
+    assert {p.dtype for p in model.method.parameters()} == {torch.float32}
+    assert evaluate(model, picture_data.test, workers=0, progress=False).num_images == 20
+
+
+def test_one_bar_that_can_be_taken_away(tiny_clip, picture_data, tmp_path, capsys):
+    from transformers.trainer_callback import ProgressCallback
+
+    for keep in (True, False):
+        model = make(tiny_clip, "coop", picture_data)
+        trainer = PromptTrainer(model, arguments(tmp_path, views=1, disable_tqdm=False), picture_data)
+        if not keep:
+            trainer.remove_callback(ProgressCallback)
+        capsys.readouterr()
+        trainer.train()
+        shown = capsys.readouterr()
+        assert ("training" in shown.err and "loss=" in shown.err) == keep
+        assert "{" not in shown.out
+
+
 def test_gradient_accumulation_counts_epochs_by_steps(tiny_clip, picture_data, tmp_path):
     model = make(tiny_clip, "coop", picture_data)
     args = arguments(tmp_path, per_device_train_batch_size=4, gradient_accumulation_steps=2, views=1)

@@ -124,7 +124,13 @@ class PromptTrainer(Trainer):
         self.add_callback(_TellEpoch(self))
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
-            self.add_callback(_OneBar)
+            self.add_callback(OneBar)
+
+    def remove_callback(self, callback) -> None:
+        """As in transformers; its `ProgressCallback` means the bar that stands in for it, too."""
+        super().remove_callback(callback)
+        if callback is ProgressCallback:
+            super().remove_callback(OneBar)
 
     def _make_dataset(
         self,
@@ -390,7 +396,7 @@ class _TellEpoch(TrainerCallback):
             self.trainer.train_dataset.set_epoch(self.trainer.progress.epoch)
 
 
-class _OneBar(ProgressCallback):
+class OneBar(ProgressCallback):
     """One bar for the run, the newest numbers beside it; transformers' own prints a dictionary per epoch."""
 
     def on_train_begin(self, args, state, control, **kwargs):
