@@ -9,5 +9,15 @@ from .classification import (
     harmonic_mean,
     per_class_accuracy,
 )
+from .detection import BoxPrediction, DetectionMetrics, OdinwAverage
 
-__all__ = ["BaseToNew", "ClassificationMetrics", "accuracy", "harmonic_mean", "per_class_accuracy"]
+__all__ = [
+    "BaseToNew",
+    "BoxPrediction",
+    "ClassificationMetrics",
+    "DetectionMetrics",
+    "OdinwAverage",
+    "accuracy",
+    "harmonic_mean",
+    "per_class_accuracy",
+]
