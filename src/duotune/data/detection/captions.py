@@ -1,8 +1,8 @@
 """Which classes the caption of a training picture names.
 
-Pre-training on detection data (GLIP, Li et al. 2022; facts of its public code, data/datasets/od_to_grounding.py) does not
-show all classes with every picture: 1,203 names do not fit, and a detector that always reads the same sentence learns
-to ignore it. A caption names the picture's own classes and some that are absent, shuffled:
+Pre-training on detection data (GLIP, Li et al. 2022; facts of its public code, data/datasets/od_to_grounding.py) does
+not show all classes with every picture: 1,203 names do not fit, and a detector that always reads the same sentence
+learns to ignore it. A caption names the picture's own classes and some that are absent, shuffled:
 
 1. The picture's classes in random order, as long as they fit the budget; boxes of the other classes are left out.
 2. How many absent classes: `num_negatives` with probability `full`, otherwise uniform 1 ... `num_negatives`. So many
