@@ -191,6 +191,20 @@ def test_training_mode_is_random_and_eval_mode_is_not(tiny_glip):
     assert not torch.equal(forward(model, *inputs).logits, forward(model, *inputs).logits)
 
 
+def test_mixed_precision_trains(tiny_glip):
+    """Forward and backward inside autocast; deformable sampling and losses stay in float32."""
+    model, inputs = copy.deepcopy(tiny_glip), (pictures((64, 64)), *captions(6))
+    goals = [labels([4, 4, 40, 40])]
+    exact = model(*inputs, labels=goals)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = model(*inputs, labels=goals)
+        mixed.loss.backward()
+    assert mixed.loss.dtype == torch.float32
+    torch.testing.assert_close(mixed.loss, exact.loss, rtol=0.05, atol=0)
+    gradients = [p.grad for n, p in model.named_parameters() if "cls_logits" not in n]
+    assert all(g is not None and torch.isfinite(g).all() for g in gradients)
+
+
 def test_a_few_steps_of_training_lower_the_loss(tiny_config):
     torch.manual_seed(0)
     model = GlipForObjectDetection(tiny_config)

@@ -102,23 +102,26 @@ class _SampledProduct(torch.autograd.Function):
         grad_table = torch.zeros_like(table) if need_table else None
         grad_weight = torch.empty_like(weight) if need_weight else None
         grad_kernel = torch.zeros_like(kernel) if need_kernel else None
-        for b, rows, samples in _chunks(grad, taps, channels):
-            wanted = [need_table, need_weight]
-            with torch.enable_grad():
-                inputs = [table[b].detach().requires_grad_(need_table)]
-                inputs.append(weight[b, samples].detach().requires_grad_(need_weight))
-                if any(wanted) or need_kernel:
-                    sampled = F.embedding_bag(index[b, samples], inputs[0], per_sample_weights=inputs[1], mode="sum")
-            if need_kernel:
-                grad_kernel.addmm_(sampled.detach().view(-1, kernel.shape[0]).t(), grad[b, rows])
-            if any(wanted):
-                grad_sampled = (grad[b, rows] @ kernel.t()).view(-1, channels)
-                leaves = [leaf for leaf, want in zip(inputs, wanted) if want]
-                found = list(torch.autograd.grad(sampled, leaves, grad_sampled))
-                if need_table:
-                    grad_table[b] += found.pop(0)
-                if need_weight:
-                    grad_weight[b, samples] = found.pop(0)
+        with torch.autocast(grad.device.type, enabled=False):
+            for b, rows, samples in _chunks(grad, taps, channels):
+                leaves = {
+                    "table": table[b].detach().requires_grad_(need_table),
+                    "weight": weight[b, samples].detach().requires_grad_(need_weight),
+                }
+                with torch.enable_grad():
+                    sampled = F.embedding_bag(
+                        index[b, samples], leaves["table"], per_sample_weights=leaves["weight"], mode="sum"
+                    )
+                if need_kernel:
+                    grad_kernel.addmm_(sampled.detach().view(-1, kernel.shape[0]).t(), grad[b, rows])
+                wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+                if wanted:
+                    grad_sampled = (grad[b, rows] @ kernel.t()).view(-1, channels)
+                    found = dict(zip(wanted, torch.autograd.grad(sampled, list(wanted.values()), grad_sampled)))
+                    if need_table:
+                        grad_table[b] += found["table"]
+                    if need_weight:
+                        grad_weight[b, samples] = found["weight"]
         return grad_table, None, grad_weight, grad_kernel
 
 

@@ -31,7 +31,8 @@ class DynamicRelu(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         coefficients = F.hardsigmoid(self.fc(x.mean((2, 3))))[..., None, None] - 0.5
         a1, b1, a2, b2 = coefficients.chunk(4, 1)
-        return torch.maximum(x * (2 * a1 + 1) + b1, x * (2 * a2) + b2)
+        # max(u, v) as v + relu(u - v): fewer passes over the maps, above all backwards.
+        return torch.addcmul(b2, x, 2 * a2) + torch.addcmul(b1 - b2, x, 2 * (a1 - a2) + 1).relu()
 
 
 class NormedDeformConv(nn.Module):
@@ -86,5 +87,8 @@ class DynamicConv(nn.Module):
             height, width = coarser.shape[-2:]
             out = self.DyConv[COARSER](coarser, reread(offset, height, width), reread(mask, height, width))
             branches.append(F.interpolate(out, size=x.shape[-2:], mode="bilinear", align_corners=True))
-        total = sum(branch * F.hardsigmoid(self.AttnConv(branch)) for branch in branches)
-        return self.relu(total / len(branches))
+        mean = None
+        for branch in branches:
+            gate = F.hardsigmoid(self.AttnConv(branch)) / len(branches)
+            mean = branch * gate if mean is None else torch.addcmul(mean, branch, gate)
+        return self.relu(mean)
