@@ -128,7 +128,7 @@ class DetectionData:
 def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     """Names as they are. Raises ClassNamesError if one is blank or two are the same."""
     if blank := [index for index, name in enumerate(names) if not isinstance(name, str) or not name.strip()]:
-        raise ClassNamesError(f"{where}: {len(blank)} of {len(names)} categories have no name (position {blank[0]})")
+        raise ClassNamesError(f"{where}: {len(blank)} of {len(names)} categories have no name (number {blank[0] + 1})")
     if doubled := sorted({name for name in names if list(names).count(name) > 1}):
         raise ClassNamesError(f"{where}: categories must have different names; more than one is {first_few(doubled)}")
     return tuple(names)

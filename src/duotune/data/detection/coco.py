@@ -87,18 +87,23 @@ def read_coco_file(path: Path) -> CocoFile:
 
 
 def merge_categories(
-    files: Sequence[CocoFile], report: DetectionReport, rename: Mapping[int, str] | None = None
+    files: Sequence[CocoFile],
+    report: DetectionReport,
+    rename: Mapping[int, str] | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """The categories of all splits, by ascending id, without Roboflow's dummy.
 
     Args:
         rename: category id -> name to use instead of the files'; blank ones are ignored.
+        class_names: all names to use instead, by ascending id.
 
     The dummy is the first of Roboflow's categories: id 0, without annotations, and its name is the "supercategory" of
     the others; it would be a class that never occurs.
 
     Raises:
         DataError: an id with two names. ClassNamesError: blank or doubled names.
+        ConfigError: class_names of another number.
     """
     merged: dict[int, dict[str, Any]] = {}
     for file in files:
@@ -116,7 +121,11 @@ def merge_categories(
     if not merged:
         raise DataError(f"{files[0].path}: no categories")
     ids = sorted(merged, key=lambda key: (isinstance(key, str), key))
+    if class_names is not None and len(class_names) != len(ids):
+        raise ConfigError(f"{files[0].path}: the files have {len(ids)} categories, class_names {len(class_names)}")
     rename = {key: name for key, name in (rename or {}).items() if name.strip()}
+    if class_names is not None:
+        rename = dict(zip(ids, class_names))
     categories = [{**merged[key], "name": rename.get(key, merged[key].get("name"))} for key in ids]
     check_class_names([category.get("name") for category in categories], str(files[0].path))
     return categories
@@ -296,11 +305,9 @@ def read_coco_splits(
     """
     report = DetectionReport()
     files = {split: read_coco_file(path) for split, (path, _) in splits.items()}
-    categories = merge_categories(list(files.values()), report, more.pop("rename", None))
-    ids = [category["id"] for category in categories]
-    names = more.pop("class_names", None) or [category["name"] for category in categories]
-    if len(names) != len(ids):
-        raise ConfigError(f"{name}: the files have {len(ids)} categories, class_names {len(names)}")
+    rename, class_names = more.pop("rename", None), more.pop("class_names", None)
+    categories = merge_categories(list(files.values()), report, rename, class_names)
+    ids, names = [category["id"] for category in categories], [category["name"] for category in categories]
     items = {
         split: coco_items(files[split], folder, ids, report, missing_images) for split, (_, folder) in splits.items()
     }
