@@ -20,9 +20,8 @@ from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
-
 from packages import EMOJIBASE, PACKAGES, Package, folder
+from PIL import Image
 
 DRAWN, SIZE = 128, 64
 SKIN_TONE = re.compile(r"1F3F[B-F]")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 
 import numpy as np
-
 from packages import BY_STYLE
 from rendering import OBJECTS
 

@@ -30,11 +30,10 @@ import numpy as np
 import torch
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
-
 from holdout import split
 from packages import BY_STYLE
 from rendering import OBJECTS, PIXELS, Captioner, draw_attributes, render
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)

@@ -12,7 +12,6 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from packages import BY_STYLE
 
 PIXELS = 48
@@ -125,10 +124,11 @@ def _place(pixels, scale, angle, dx, dy, flip):
     return F.grid_sample(x, grid, align_corners=False)
 
 
-def render(pixels, a, rs: np.random.RandomState, partners=None) -> torch.Tensor:
+def render(pixels, a, rs: np.random.RandomState, partners=None, effect_share: float = 1.0) -> torch.Tensor:
     """Draw glyphs with the attributes `a`; returns (N, 3, 48, 48) in 0..1.
 
     pixels: (N, 4, s, s) uint8 RGBA; partners: likewise, the second glyph where a["pair"] is set.
+    effect_share: how much of the effect is mixed into the clean picture; pre-training always saw 1.
     """
     n = len(pixels)
     g = torch.Generator().manual_seed(int(rs.randint(2**31)))
@@ -176,6 +176,7 @@ def render(pixels, a, rs: np.random.RandomState, partners=None) -> torch.Tensor:
 
     im = colour + (1 - alpha) * back
     im = im * (1 + (rand(n, 1, 1, 1) - .5) * .3) + (rand(n, 1, 1, 1) - .5) * .06
+    clean = im.clone() if effect_share < 1 else im
     j = where("effect", 1)
     im[j] = 1 - im[j]
     j = where("effect", 2)
@@ -190,7 +191,7 @@ def render(pixels, a, rs: np.random.RandomState, partners=None) -> torch.Tensor:
     im[j] = .62 + .38 * im[j]
     j = where("effect", 6)
     im[j] = .35 * im[j]
-    return im.clamp(0, 1)
+    return (effect_share * im + (1 - effect_share) * clean).clamp(0, 1)
 
 
 class Captioner:

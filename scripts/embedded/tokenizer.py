@@ -9,10 +9,9 @@ import argparse
 import json
 from pathlib import Path
 
+from rendering import Captioner
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import CLIPTokenizer
-
-from rendering import Captioner
 
 ENTRIES = 6144
 MAX_LENGTH = 32

@@ -1,6 +1,6 @@
-"""VPT: visual prompt tuning (arXiv 2203.12119) on CLIP's image tower, with template text.
+"""VPT: visual prompt tuning (arXiv 2203.12119) of CLIP, with template text.
 
-    deep      layer i:  [CLS, patches] + P_i ─► layer i ─► [CLS, patches]     (P_i is dropped, the next layer has its own)
+    deep      layer i:  [CLS, patches] + P_i ─► layer i ─► [CLS, patches]   (P_i is dropped; the next layer has its own)
     shallow   layer 1:  [CLS, patches] + P   ─► all layers                    (P stays)
 
     logits = exp(logit_scale) · cos(tuned image, text(template))        loss: cross-entropy
