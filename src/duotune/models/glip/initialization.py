@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias, TypeVar
 from torch import nn
 from transformers import initialization as init
 
-Scheme: TypeAlias = Literal["trunc_normal", "xavier", "torch", "kaiming", "small"]
+Scheme: TypeAlias = Literal["normal", "xavier", "torch", "kaiming", "small"]
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 
@@ -23,13 +23,13 @@ def tagged(layer: Layer, scheme: Scheme) -> Layer:
 
 
 def initialise(layer: nn.Linear | nn.Conv2d) -> None:
-    """Weights by the layer's scheme ("trunc_normal" for linear layers, "torch" for convolutions); bias 0.
+    """Weights by the layer's scheme ("normal" for linear layers, "torch" for convolutions); bias 0.
 
     Leaves tensors alone that were loaded from a checkpoint.
     """
-    scheme = getattr(layer, "init_scheme", "trunc_normal" if isinstance(layer, nn.Linear) else "torch")
-    if scheme == "trunc_normal":
-        init.trunc_normal_(layer.weight, std=0.02)
+    scheme = getattr(layer, "init_scheme", "normal" if isinstance(layer, nn.Linear) else "torch")
+    if scheme == "normal":  # the official code truncates at 100 standard deviations
+        init.normal_(layer.weight, std=0.02)
     elif scheme == "xavier":
         init.xavier_uniform_(layer.weight)
     elif scheme == "torch":  # what torch gives a new layer

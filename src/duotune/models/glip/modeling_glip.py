@@ -90,7 +90,7 @@ class GlipPreTrainedModel(PreTrainedModel):
             init.ones_(module.weight)
             init.zeros_(module.bias)
         elif isinstance(module, WindowAttention):
-            init.trunc_normal_(module.relative_position_bias_table, std=0.02)
+            init.normal_(module.relative_position_bias_table, std=0.02)
             init.copy_(module.relative_position_index, relative_position_index(module.window))
         elif isinstance(module, ModulatedDeformConv):
             bound = module.weight[0].numel() ** -0.5
