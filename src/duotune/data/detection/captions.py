@@ -22,6 +22,7 @@ import numpy as np
 
 from ...errors import ClassNamesError, ConfigError
 from ...grounding import Caption, CaptionPrompt, build_caption, clean_name, grounding_caption
+from ...grounding.captions import check_names
 from .base import DetectionItem
 
 
@@ -94,8 +95,10 @@ class SampledClasses:
         # What each name costs with the separator behind it. The last one needs none: a token to spare.
         texts = [p.prefix + clean_name(p.name) + p.suffix for p in prompts] or [clean_name(n) for n in class_names]
         self.costs = [len(ids) for ids in tokenizer([f"{t}. " for t in texts], add_special_tokens=False)["input_ids"]]
-        for name in class_names:
-            build_caption([name], tokenizer, max_tokens)
+        check_names(class_names)
+        for label, cost in enumerate(self.costs):
+            if cost > max_tokens - tokenizer.num_special_tokens_to_add():  # raises unless it was the separator
+                build_caption([class_names[label]], tokenizer, max_tokens, prompts=prompts[label : label + 1] or None)
 
     def __call__(self, item: DetectionItem, rng: np.random.Generator) -> Caption:
         crowds = np.unique(item.labels[item.iscrowd]).tolist()
