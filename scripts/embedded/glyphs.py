@@ -49,8 +49,10 @@ class EmojiNames:
         groups = load(base / "meta" / "groups.json")
         self.emoji = {
             code_points(e["hexcode"]): dict(
-                name=e["label"], tags=e.get("tags", []),
-                subgroup=groups["subgroups"].get(str(e.get("subgroup")), "other"))
+                name=e["label"],
+                tags=e.get("tags", []),
+                subgroup=groups["subgroups"].get(str(e.get("subgroup")), "other"),
+            )
             for e in load(base / "en" / "data.json")
         }
         self.by_slug: dict[str, str] = {}
@@ -72,7 +74,8 @@ class EmojiNames:
                         self.by_squash.setdefault(squash(name), code_points(code))
         self.country = {
             "".join(chr(int(x, 16) - 0x1F1E6 + 97) for x in code.split("-")): code
-            for code, e in self.emoji.items() if e["subgroup"] == "country-flag" and code.startswith("1F1")
+            for code, e in self.emoji.items()
+            if e["subgroup"] == "country-flag" and code.startswith("1F1")
         }
 
     def find(self, package: Package, name: str) -> str | None:
@@ -94,7 +97,9 @@ def wanted(package: Package, name: str, code: str | None) -> bool:
     if package.style == "meteocons":
         return name.endswith("-fill")
     if package.style == "mdi":
-        return not re.search(r"-outline|-(off|box|circle|variant|plus|minus|remove|edit|check|lock|alert|multiple)\b", name)
+        return not re.search(
+            r"-outline|-(off|box|circle|variant|plus|minus|remove|edit|check|lock|alert|multiple)\b", name
+        )
     return True
 
 
@@ -134,7 +139,9 @@ def main(source: Path, out: Path) -> None:
             svgs.append(
                 '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
                 f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {w} {h}" width="{w}" height="{h}">'
-                + icon["body"].replace("currentColor", "#000") + "</svg>")
+                + icon["body"].replace("currentColor", "#000")
+                + "</svg>"
+            )
             if code in names.emoji:
                 record = dict(concept=code, **names.emoji[code])
             else:

@@ -25,7 +25,12 @@ def split(records) -> tuple[list[int], set[str], list[int]]:
     for i, r in enumerate(records):
         if r["subgroup"] in OBJECTS and r["style"] in COLOUR_STYLES and r["concept"] not in held:
             drawings[r["concept"]].append(i)
-    kept = {i for c in concepts if len(drawings[c]) >= 6 for i in rs.choice(drawings[c], HELD_DRAWINGS, replace=False).tolist()}
+    kept = {
+        i
+        for c in concepts
+        if len(drawings[c]) >= 6
+        for i in rs.choice(drawings[c], HELD_DRAWINGS, replace=False).tolist()
+    }
     back = [i for i, r in enumerate(records) if BY_STYLE[r["style"]].unseen or r["concept"] in held or i in kept]
     seen = sorted(set(range(len(records))) - set(back))
     return seen, held, back

@@ -26,16 +26,35 @@ from holdout import COLOUR_STYLES, split
 from packages import BY_STYLE
 from PIL import Image
 from pretrain_clip import load_glyphs
-from rendering import EFFECTS, KINDS, OBJECTS, TILTS, draw_attributes, render
+from rendering import COLOUR_NAMES, EFFECTS, KINDS, OBJECTS, TILTS, draw_attributes, render
 
 TRAIN, VAL, TEST_IMAGES, QUALITY = 20, 6, 400, 85
 FOOD = ("food-fruit", "food-vegetable", "food-prepared", "food-asian", "food-sweet", "drink")
 VEHICLES = ("transport-ground", "transport-water", "transport-air")
-THINGS = ("musical-instrument", "tool", "household", "office", "sport", "place-building", "plant-flower", "plant-other",
-          "animal-bird", "animal-bug", "animal-marine", "animal-reptile")
+THINGS = (
+    "musical-instrument",
+    "tool",
+    "household",
+    "office",
+    "sport",
+    "place-building",
+    "plant-flower",
+    "plant-other",
+    "animal-bird",
+    "animal-bug",
+    "animal-marine",
+    "animal-reptile",
+)
 PLAIN = dict(foreground=0, effect=0, tilt=0, size=(1, 2), background=(0, 1, 2))
-STYLE_NAMES = dict(noto="noto", notov1="old noto", twemoji="twitter", fluent="fluent", fluentflat="flat fluent",
-                   emojione="emojione", fxemoji="firefox", streamline="streamline")
+STYLE_NAMES = dict(
+    noto="noto",
+    twemoji="twitter",
+    fluent="fluent",
+    fluentflat="flat fluent",
+    fluenthc="high contrast",
+    fxemoji="firefox",
+    streamline="streamline",
+)
 
 
 @dataclass
@@ -56,15 +75,20 @@ class Task:
     after: object = None
     effect_share: float = 1.0
     template: str = "a drawing of a {}."
-    templates: tuple[str, ...] = ("a drawing of a {}.", "a picture of a {}.", "an icon of a {}.", "an emoji of a {}.",
-                                  "a cartoon of a {}.")
+    templates: tuple[str, ...] = (
+        "a drawing of a {}.",
+        "a picture of a {}.",
+        "an icon of a {}.",
+        "an emoji of a {}.",
+        "a cartoon of a {}.",
+    )
 
 
 def deal(drawings: list[int], rs) -> dict[str, list[int]]:
     """Drawings of one class over the splits: a third for test, one for val, the rest for training."""
     order = [int(i) for i in rs.permutation(drawings)]
     test = max(1, round(len(order) / 3))
-    return dict(test=order[:test], val=order[test:test + 1], train=order[test + 1:])
+    return dict(test=order[:test], val=order[test : test + 1], train=order[test + 1 :])
 
 
 def kinds(name, about, records, subgroups, most, seed, least=4, **options) -> Task:
@@ -83,18 +107,23 @@ def kinds(name, about, records, subgroups, most, seed, least=4, **options) -> Ta
 
 
 def solarised(x):
-    return .5 * x + .5 * (2 * x - 1).abs()
+    return 0.5 * x + 0.5 * (2 * x - 1).abs()
 
 
 def swapped(x):
     return x[:, [1, 2, 0]]
 
 
+def filmed(x):
+    """Behind a pale yellow film."""
+    return 0.3 * x + 0.7 * torch.tensor([0.95, 0.85, 0.55]).view(1, 3, 1, 1)
+
+
 def edges(x):
-    """Dark lines on white where the brightness changes."""
+    """Faint pictures with dark lines where the brightness changes."""
     grey = F.pad(x.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx, dy = grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2], grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]
-    return (1 - 1.5 * (dx.square() + dy.square()).sqrt()).clamp(0, 1).expand(-1, 3, -1, -1)
+    return 0.35 * x + 0.65 * (1 - 1.5 * (dx.square() + dy.square()).sqrt()).clamp(0, 1)
 
 
 def attributes(name, about, class_names, drawings, rs, **options) -> Task:
@@ -110,6 +139,10 @@ def attributes(name, about, class_names, drawings, rs, **options) -> Task:
     return Task(name, about, class_names, pools, **options)
 
 
+def _shuffled(by_concept, concepts, rs) -> list[int]:
+    return [int(i) for i in rs.permutation([i for c in concepts for i in by_concept[c]])]
+
+
 def groups(name, about, records, drawings, rs, **options) -> Task:
     """One class per kind of object (mammal, bird, fruit, ...), every shot another drawing; no concept in two splits."""
     subgroups = [s for s in OBJECTS if sum(records[i]["subgroup"] == s for i in drawings) >= 3 * TRAIN // 2]
@@ -120,49 +153,133 @@ def groups(name, about, records, drawings, rs, **options) -> Task:
             if records[i]["subgroup"] == s:
                 by_concept[records[i]["concept"]].append(i)
         concepts = [c for c in rs.permutation(sorted(by_concept))]
-        test = max(1, round(len(concepts) * .35))
-        cut = test, test + max(1, len(concepts) // 10)
-        part = lambda cs: [i for c in cs for i in by_concept[c]]
-        shuffle = lambda pool: [int(i) for i in rs.permutation(pool)]
-        pools.append(dict(test=shuffle(part(concepts[: cut[0]])), val=shuffle(part(concepts[cut[0] : cut[1]])),
-                          train=shuffle(part(concepts[cut[1] :]))))
+        test = max(1, round(len(concepts) * 0.35))
+        val = test + max(1, len(concepts) // 10)
+        parts = dict(test=concepts[:test], val=concepts[test:val], train=concepts[val:])
+        pools.append({split_name: _shuffled(by_concept, part, rs) for split_name, part in parts.items()})
     return Task(name, about, [KINDS[s] for s in subgroups], pools, **options)
 
 
 def tasks(records) -> list[Task]:
     seen, held, back = split(records)
     rs = np.random.RandomState(8)
-    colour = [i for i in back if records[i]["style"] in (*COLOUR_STYLES, "fxemoji", "streamline")
-              and records[i]["subgroup"] in OBJECTS and records[i]["concept"] not in held]
+    colour = [
+        i
+        for i in back
+        if records[i]["style"] in (*COLOUR_STYLES, "fxemoji", "streamline")
+        and records[i]["subgroup"] in OBJECTS
+        and records[i]["concept"] not in held
+    ]
     made = [
-        kinds("tiny-mammals", "fine-grained kinds of mammals", records, ("animal-mammal",), 40, 1, least=3, force=dict(PLAIN)),
+        kinds(
+            "tiny-mammals",
+            "fine-grained kinds of mammals",
+            records,
+            ("animal-mammal",),
+            40,
+            1,
+            least=3,
+            force=dict(PLAIN),
+        ),
         kinds("tiny-food", "kinds of food and drink", records, FOOD, 45, 2, force=dict(PLAIN)),
         kinds("tiny-clothing", "kinds of clothing", records, ("clothing",), 30, 3, least=3, force=dict(PLAIN)),
         kinds("tiny-objects", "objects, plants and small animals", records, THINGS, 60, 5, force=dict(PLAIN)),
-        groups("tiny-kinds", "what kind of thing it is; no concept is both trained and tested", records, colour, rs,
-               force=dict(PLAIN)),
-        kinds("tiny-solarised", "objects, all pictures solarised: a systematic corruption never seen in pre-training",
-              records, THINGS, 60, 6, force=dict(PLAIN), after=solarised),
-        kinds("tiny-edges", "vehicles and buildings, outlines alone: a systematic corruption never seen in pre-training",
-              records, (*VEHICLES, "place-building"), 60, 9, least=3, force=dict(PLAIN), after=edges),
-        kinds("tiny-false-colours", "food, all pictures with their colour channels exchanged: a systematic corruption "
-              "pre-training saw rarely", records, FOOD, 40, 7, force=dict(PLAIN), after=swapped),
+        groups(
+            "tiny-kinds",
+            "what kind of thing it is; no concept is both trained and tested",
+            records,
+            colour,
+            rs,
+            force=dict(PLAIN),
+        ),
+        kinds(
+            "tiny-solarised",
+            "objects, all pictures solarised: a systematic corruption never seen in pre-training",
+            records,
+            THINGS,
+            60,
+            6,
+            force=dict(PLAIN),
+            after=solarised,
+        ),
+        kinds(
+            "tiny-edges",
+            "vehicles and buildings, outlines on a faint picture: a systematic corruption never seen in pre-training",
+            records,
+            (*VEHICLES, "place-building"),
+            60,
+            9,
+            least=3,
+            force=dict(PLAIN),
+            after=edges,
+        ),
+        kinds(
+            "tiny-false-colours",
+            "food, all pictures with their colour channels exchanged: a systematic corruption pre-training saw rarely",
+            records,
+            FOOD,
+            40,
+            7,
+            force=dict(PLAIN),
+            after=swapped,
+        ),
     ]
     styles, pools = list(STYLE_NAMES), []
     for style in styles:
-        drawings = [i for i in colour if records[i]["style"] == style]
+        drawings = [i for i in back if records[i]["style"] == style and records[i]["subgroup"] in OBJECTS]
         order = [int(i) for i in rs.permutation(drawings)]
-        pools.append(dict(test=order[:60], val=order[60:66], train=order[66:66 + 4 * TRAIN]))
-    made.append(Task("tiny-styles", "who drew it: six drawing styles pre-training saw and two it never saw",
-                     [STYLE_NAMES[s] for s in styles], pools, force=dict(PLAIN), template="a {} drawing.",
-                     templates=("a {} drawing.", "a {} emoji.", "a {} icon.", "a {} picture.")))
-    made.append(attributes(
-        "tiny-effects", "how the picture was degraded, more mildly than pre-training ever saw it, whatever it shows",
-        ["clean", *EFFECTS[1:]], colour, rs, force=dict(PLAIN, effect="label"), effect_share=.5, template="a {} picture.", templates=("a {} picture.", "a {} drawing.")))
-    made.append(attributes(
-        "tiny-tilt", "how the drawing is turned, whatever it shows", list(TILTS), colour, rs,
-        force=dict(PLAIN, tilt="label"), template="a drawing of a {} object.",
-        templates=("a drawing of a {} object.", "a {} drawing.")))
+        test = min(60, len(order) // 2)
+        pools.append(dict(test=order[:test], val=order[test : test + 6], train=order[test + 6 : test + 6 + 4 * TRAIN]))
+    made.append(
+        Task(
+            "tiny-styles",
+            "who drew it: five drawing styles pre-training saw and two it never saw",
+            [STYLE_NAMES[s] for s in styles],
+            pools,
+            force=dict(PLAIN),
+            template="a {} drawing.",
+            templates=("a {} drawing.", "a {} emoji.", "a {} icon.", "a {} picture."),
+        )
+    )
+    colours = [c for c in COLOUR_NAMES if c != "white"]
+    made.append(
+        attributes(
+            "tiny-colours",
+            "the colour of the background, seen through a pale yellow film, whatever stands before it",
+            colours,
+            colour,
+            rs,
+            force=dict(PLAIN, background=1, back="label"),
+            after=filmed,
+            template="a drawing on a {} background.",
+            templates=("a drawing on a {} background.", "a picture on a plain {} background."),
+        )
+    )
+    made.append(
+        attributes(
+            "tiny-effects",
+            "how the picture was degraded, more mildly than pre-training ever saw it, whatever it shows",
+            ["clean", *EFFECTS[1:]],
+            colour,
+            rs,
+            force=dict(PLAIN, effect="label"),
+            effect_share=0.5,
+            template="a {} picture.",
+            templates=("a {} picture.", "a {} drawing."),
+        )
+    )
+    made.append(
+        attributes(
+            "tiny-tilt",
+            "how the drawing is turned, whatever it shows",
+            list(TILTS),
+            colour,
+            rs,
+            force=dict(PLAIN, tilt="label"),
+            template="a drawing of a {} object.",
+            templates=("a drawing of a {} object.", "a {} drawing."),
+        )
+    )
     flags = collections.defaultdict(list)
     for i in back:
         if records[i]["subgroup"] == "country-flag":
@@ -173,9 +290,17 @@ def tasks(records) -> list[Task]:
     for c in chosen:
         order = [int(i) for i in rs.permutation(flags[c])]
         pools.append(dict(test=order[:1], val=order[1:2], train=order[1:2]))
-    made.append(Task("tiny-flags", "country flags, degraded; one drawing for training and validation, another for testing",
-                     names, pools, force=dict(PLAIN, effect=(2, 3, 4, 6)), template="a drawing of a flag of {}.",
-                     templates=("a drawing of a flag of {}.", "an icon of a flag of {}.", "an emoji of a flag of {}.")))
+    made.append(
+        Task(
+            "tiny-flags",
+            "country flags, small and degraded; one drawing for training and validation, another for testing",
+            names,
+            pools,
+            force=dict(PLAIN, size=0, effect=(2, 3, 4)),
+            template="a drawing of a flag of {}.",
+            templates=("a drawing of a flag of {}.", "an icon of a flag of {}.", "an emoji of a flag of {}."),
+        )
+    )
     both = collections.defaultdict(dict)
     for i in back:
         r = records[i]
@@ -183,10 +308,15 @@ def tasks(records) -> list[Task]:
             both[r["concept"]].setdefault(r["style"], []).append(i)
     concepts = [c for c in sorted(both) if len(both[c]) == 2]
     concepts = [concepts[k] for k in rs.permutation(len(concepts))[:60]]
-    made.append(Task("tiny-cross-package", "a domain shift: trained on one package's drawings, tested on another's",
-                     [records[both[c]["fxemoji"][0]]["name"] for c in concepts],
-                     [dict(train=both[c]["streamline"], val=both[c]["streamline"], test=both[c]["fxemoji"]) for c in concepts],
-                     force=dict(PLAIN)))
+    made.append(
+        Task(
+            "tiny-cross-package",
+            "a domain shift: trained on one package's drawings, tested on another's",
+            [records[both[c]["fxemoji"][0]]["name"] for c in concepts],
+            [dict(train=both[c]["streamline"], val=both[c]["streamline"], test=both[c]["fxemoji"]) for c in concepts],
+            force=dict(PLAIN),
+        )
+    )
     return made
 
 
@@ -201,7 +331,13 @@ def pictures(task: Task, split_name: str, images, records, seed: int):
         labels += [label] * each
     chosen, force = [records[i] for i in index], {}
     for key, value in task.force.items():
-        force[key] = np.array(labels) if value == "label" else rs.choice(value, len(index)) if isinstance(value, tuple) else value
+        force[key] = (
+            np.array(labels)
+            if value == "label"
+            else rs.choice(value, len(index))
+            if isinstance(value, tuple)
+            else value
+        )
     a = draw_attributes(chosen, rs, 1.0, **force)
     x = render(images[torch.as_tensor(index)], a, rs, effect_share=task.effect_share)
     return labels, task.after(x) if task.after else x
@@ -210,9 +346,14 @@ def pictures(task: Task, split_name: str, images, records, seed: int):
 def write(task: Task, images, records, out: Path, seed: int) -> Path:
     path, tmp = out / f"{task.name}.zip", out / f"{task.name}.zip.new"
     styles = sorted({records[i]["style"] for p in task.pools for s in p.values() for i in s})
-    about = dict(name=task.name, about=task.about, class_names=task.class_names, template=task.template,
-                 templates=list(task.templates),
-                 sources=[f"{BY_STYLE[s].npm} ({BY_STYLE[s].author}, {BY_STYLE[s].licence})" for s in styles])
+    about = dict(
+        name=task.name,
+        about=task.about,
+        class_names=task.class_names,
+        template=task.template,
+        templates=list(task.templates),
+        sources=[f"{BY_STYLE[s].npm} ({BY_STYLE[s].author}, {BY_STYLE[s].licence})" for s in styles],
+    )
     stamp = (1980, 1, 1, 0, 0, 0)  # the same bytes whenever it is made
     with zipfile.ZipFile(tmp, "w", zipfile.ZIP_STORED) as archive:
         archive.writestr(zipfile.ZipInfo("dataset.json", stamp), json.dumps(about, indent=1))
@@ -231,15 +372,22 @@ def zero_shot(path: Path, folder: Path) -> float:
     from pretrain_clip import MEAN, STD, features
     from transformers import CLIPModel, CLIPTokenizer
 
-    model, tokenizer = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval(), CLIPTokenizer.from_pretrained(folder)
+    model, tokenizer = (
+        CLIPModel.from_pretrained(folder, dtype=torch.float32).eval(),
+        CLIPTokenizer.from_pretrained(folder),
+    )
     with zipfile.ZipFile(path) as archive, torch.no_grad():
         about = json.loads(archive.read("dataset.json"))
         names = [n for n in archive.namelist() if n.startswith("test/")]
-        x = torch.stack([torch.from_numpy(np.array(Image.open(io.BytesIO(archive.read(n))).convert("RGB"))) for n in names])
+        x = torch.stack(
+            [torch.from_numpy(np.array(Image.open(io.BytesIO(archive.read(n))).convert("RGB"))) for n in names]
+        )
         x = (x.permute(0, 3, 1, 2).float() / 255 - MEAN) / STD
         device = torch.device("cpu")
         image = features(model, model.vision_model, model.visual_projection, device, pixel_values=x)
-        ids = tokenizer([about["template"].format(c) for c in about["class_names"]], padding=True, return_tensors="pt").input_ids
+        ids = tokenizer(
+            [about["template"].format(c) for c in about["class_names"]], padding=True, return_tensors="pt"
+        ).input_ids
         text = features(model, model.text_model, model.text_projection, device, input_ids=ids)
         labels = torch.tensor([int(n.split("/")[1]) for n in names])
     return 100 * ((image @ text.T).argmax(1) == labels).float().mean().item()
@@ -254,8 +402,10 @@ def main(args) -> None:
         path = write(task, images, records, args.out, seed)
         with zipfile.ZipFile(path) as archive:
             count = collections.Counter(n.split("/")[0] for n in archive.namelist())
-        row = f"{task.name:22s} {len(task.class_names):3d} classes {count['train']:5d} train {count['val']:4d} val " \
-              f"{count['test']:4d} test {path.stat().st_size / 1e6:5.2f} MB"
+        row = (
+            f"{task.name:22s} {len(task.class_names):3d} classes {count['train']:5d} train {count['val']:4d} val "
+            f"{count['test']:4d} test {path.stat().st_size / 1e6:5.2f} MB"
+        )
         if args.check:
             row += f"  zero-shot {zero_shot(path, args.check):5.1f} %, chance {100 / len(task.class_names):.1f} %"
         print(row, flush=True)

@@ -43,8 +43,15 @@ PACKAGES = (
     Package("twemoji", "twemoji", "1.2.5", "CC-BY-4.0", "Twitter", ("twitter", "twemoji")),
     Package("fluent", "fluent-emoji", "1.2.7", "MIT", "Microsoft Corporation", ("fluent", "glossy fluent")),
     Package("fluentflat", "fluent-emoji-flat", "1.2.6", "MIT", "Microsoft Corporation", ("flat fluent",)),
-    Package("fluenthc", "fluent-emoji-high-contrast", "1.2.6", "MIT", "Microsoft Corporation",
-            ("high contrast", "solid"), mono=True),
+    Package(
+        "fluenthc",
+        "fluent-emoji-high-contrast",
+        "1.2.6",
+        "MIT",
+        "Microsoft Corporation",
+        ("high contrast", "solid"),
+        mono=True,
+    ),
     Package("emojione", "emojione", "1.2.3", "CC-BY-4.0", "Emoji One", ("emojione",)),
     Package("emojionemono", "emojione-monotone", "1.2.1", "CC-BY-4.0", "Emoji One", ("monotone",), mono=True),
     Package("flatcolor", "flat-color-icons", "1.2.3", "MIT", "Icons8", ("flat color",)),
@@ -74,8 +81,9 @@ def fetch(out: Path) -> None:
         target = folder(out, npm, version)
         if target.exists():
             continue
-        name = subprocess.run(["npm", "pack", "--silent", f"{npm}@{version}"], cwd=out, check=True,
-                              capture_output=True, text=True).stdout.strip()
+        name = subprocess.run(
+            ["npm", "pack", "--silent", f"{npm}@{version}"], cwd=out, check=True, capture_output=True, text=True
+        ).stdout.strip()
         with tarfile.open(out / name) as archive:
             archive.extractall(out / "unpacking", filter="data")
         (out / "unpacking" / "package").rename(target)

@@ -37,11 +37,21 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-PROCESSOR = dict(image_processor_type="CLIPImageProcessor", do_resize=True, size={"shortest_edge": PIXELS}, resample=3,
-                 do_center_crop=True, crop_size={"height": PIXELS, "width": PIXELS}, do_rescale=True,
-                 rescale_factor=1 / 255, do_normalize=True, image_mean=MEAN.flatten().tolist(),
-                 image_std=STD.flatten().tolist(), do_convert_rgb=True)
-EMOJI_SHARE, PAIR_SHARE, SHORT, LONG, LONG_EVERY = .85, .05, 20, 32, 6
+PROCESSOR = dict(
+    image_processor_type="CLIPImageProcessor",
+    do_resize=True,
+    size={"shortest_edge": PIXELS},
+    resample=3,
+    do_center_crop=True,
+    crop_size={"height": PIXELS, "width": PIXELS},
+    do_rescale=True,
+    rescale_factor=1 / 255,
+    do_normalize=True,
+    image_mean=MEAN.flatten().tolist(),
+    image_std=STD.flatten().tolist(),
+    do_convert_rgb=True,
+)
+EMOJI_SHARE, PAIR_SHARE, SHORT, LONG, LONG_EVERY = 0.85, 0.05, 20, 32, 6
 
 
 def load_glyphs(folder: Path):
@@ -83,24 +93,30 @@ class Batches:
         pixels = render(self.images[torch.as_tensor(index)], a, self.rs, self.images[torch.as_tensor(partner)])
         self.count += 1
         long = self.count % LONG_EVERY == 0
-        written = [self.caption(r, a, i, self.records[partner[i]] if a["pair"][i] else None, long, self.rng)
-                   for i, r in enumerate(records)]
+        written = [
+            self.caption(r, a, i, self.records[partner[i]] if a["pair"][i] else None, long, self.rng)
+            for i, r in enumerate(records)
+        ]
         captions = [c for c, _ in written]
-        ids = self.tokenizer(captions, padding="max_length", truncation=True, max_length=LONG if long else SHORT,
-                             return_tensors="pt").input_ids
+        ids = self.tokenizer(
+            captions, padding="max_length", truncation=True, max_length=LONG if long else SHORT, return_tensors="pt"
+        ).input_ids
         same = {}
         return dict(
-            pixels=((pixels - MEAN) / STD).to(torch.bfloat16), ids=ids,
+            pixels=((pixels - MEAN) / STD).to(torch.bfloat16),
+            ids=ids,
             text=torch.tensor([same.setdefault(c.rstrip("."), len(same)) for c in captions]),
             concept=torch.tensor([self.number.get(c, -100) for c in concepts]),
-            alone=torch.as_tensor(~a["pair"]), named=torch.tensor([named for _, named in written]))
+            alone=torch.as_tensor(~a["pair"]),
+            named=torch.tensor([named for _, named in written]),
+        )
 
 
 def render_ahead(queue, progress, *args):
     torch.set_num_threads(1)
     batches = Batches(*args)
     while True:
-        queue.put(batches(min(1.0, progress.value / .3)))
+        queue.put(batches(min(1.0, progress.value / 0.3)))
 
 
 def sentence_embeddings(names: list[str]) -> torch.Tensor:
@@ -119,7 +135,7 @@ def sentence_embeddings(names: list[str]) -> torch.Tensor:
         rows = []
         with torch.no_grad():
             for k in range(0, len(names), 256):
-                batch = tokenizer(names[k:k + 256], padding=True, truncation=True, max_length=32, return_tensors="pt")
+                batch = tokenizer(names[k : k + 256], padding=True, truncation=True, max_length=32, return_tensors="pt")
                 hidden, mask = model(**batch).last_hidden_state, batch.attention_mask[..., None]
                 rows.append(F.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1))
     return torch.cat(rows)
@@ -130,24 +146,44 @@ class Unseen:
 
     def __init__(self, images, records, tokenizer, classes=60):
         held = split(records)[1]
-        index = [i for i, r in enumerate(records) if BY_STYLE[r["style"]].unseen and r["subgroup"] in OBJECTS
-                 and not r["concept"].startswith("n:") and r["concept"] not in held]
+        index = [
+            i
+            for i, r in enumerate(records)
+            if BY_STYLE[r["style"]].unseen
+            and r["subgroup"] in OBJECTS
+            and not r["concept"].startswith("n:")
+            and r["concept"] not in held
+        ]
         rs = np.random.RandomState(3)
         concepts = sorted({records[i]["concept"] for i in index})
         concepts = [concepts[k] for k in rs.permutation(len(concepts))[:classes]]
         index = [i for i in index if records[i]["concept"] in concepts] * 4
         chosen = [records[i] for i in index]
-        a = draw_attributes(chosen, rs, 1.0, foreground=0, effect=0, tilt=0,
-                            background=rs.choice([0, 1, 2], len(index)), size=rs.choice([1, 2], len(index)))
+        a = draw_attributes(
+            chosen,
+            rs,
+            1.0,
+            foreground=0,
+            effect=0,
+            tilt=0,
+            background=rs.choice([0, 1, 2], len(index)),
+            size=rs.choice([1, 2], len(index)),
+        )
         self.pixels = (render(images[torch.as_tensor(index)], a, rs) - MEAN) / STD
         self.labels = torch.tensor([concepts.index(r["concept"]) for r in chosen])
         names = {r["concept"]: r["name"] for r in chosen}
-        self.ids = tokenizer([f"a drawing of a {names[c]}." for c in concepts], padding=True, return_tensors="pt").input_ids
+        self.ids = tokenizer(
+            [f"a drawing of a {names[c]}." for c in concepts], padding=True, return_tensors="pt"
+        ).input_ids
 
     @torch.no_grad()
     def __call__(self, model, device):
-        image = torch.cat([features(model, model.vision_model, model.visual_projection, device, pixel_values=p)
-                           for p in self.pixels.split(256)])
+        image = torch.cat(
+            [
+                features(model, model.vision_model, model.visual_projection, device, pixel_values=p)
+                for p in self.pixels.split(256)
+            ]
+        )
         text = features(model, model.text_model, model.text_projection, device, input_ids=self.ids)
         return 100 * ((image @ text.T).argmax(1).cpu() == self.labels).float().mean().item()
 
@@ -159,12 +195,26 @@ def features(model, tower, projection, device, **inputs):
 
 
 def build(tokenizer, args) -> CLIPModel:
-    special = dict(bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
-    shape = lambda width, layers: dict(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-                                       num_attention_heads=width // 64, hidden_act="gelu")
+    special = dict(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id
+    )
+    shape = lambda width, layers: dict(
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        hidden_act="gelu",
+    )
     config = CLIPConfig(
-        text_config=dict(vocab_size=len(tokenizer), max_position_embeddings=LONG, **special, **shape(args.text_width, args.text_layers)),
-        vision_config=dict(image_size=PIXELS, patch_size=8, **shape(args.width, args.layers)), projection_dim=args.projection)
+        text_config=dict(
+            vocab_size=len(tokenizer),
+            max_position_embeddings=LONG,
+            **special,
+            **shape(args.text_width, args.text_layers),
+        ),
+        vision_config=dict(image_size=PIXELS, patch_size=8, **shape(args.width, args.layers)),
+        projection_dim=args.projection,
+    )
     return CLIPModel._from_config(config, attn_implementation=args.attention)
 
 
@@ -186,8 +236,12 @@ def main(args) -> None:
     done, seed = (state["samples"], args.seed + state["samples"]) if state else (0, args.seed)
 
     queue, progress = mp.get_context("fork").Queue(maxsize=6), mp.get_context("fork").Value("d", done / args.samples)
-    renderers = [mp.get_context("fork").Process(target=render_ahead, daemon=True, args=(
-        queue, progress, images, records, tokenizer, args.batch, seed + k)) for k in range(args.renderers)]
+    renderers = [
+        mp.get_context("fork").Process(
+            target=render_ahead, daemon=True, args=(queue, progress, images, records, tokenizer, args.batch, seed + k)
+        )
+        for k in range(args.renderers)
+    ]
     for process in renderers:
         process.start()
 
@@ -201,8 +255,12 @@ def main(args) -> None:
     extra = [concept_map.weight, concept_own]
     decayed = [p for n, p in model.named_parameters() if p.ndim >= 2 and "embedding" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim < 2 or "embedding" in n]
-    optimiser = torch.optim.AdamW([dict(params=decayed, weight_decay=.1), dict(params=others + extra, weight_decay=0.0)],
-                                  lr=args.lr, betas=(.9, .98), fused=True)
+    optimiser = torch.optim.AdamW(
+        [dict(params=decayed, weight_decay=0.1), dict(params=others + extra, weight_decay=0.0)],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
     if state:
         model.load_state_dict(state["model"])
         concept_map.load_state_dict(state["concept_map"])
@@ -213,13 +271,24 @@ def main(args) -> None:
     vision, text = wrap(model.vision_model), wrap(model.text_model)
     if not state:
         drawings = sum(map(len, example.drawings.values()))
-        print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {drawings} drawings, "
-              f"{len(example.emoji)} emoji concepts, {len(example.icons)} icon concepts", flush=True)
+        print(
+            f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {drawings} drawings, "
+            f"{len(example.emoji)} emoji concepts, {len(example.icons)} icon concepts",
+            flush=True,
+        )
 
     def checkpoint():
         save(model, tokenizer, args.out)
-        torch.save(dict(model=model.state_dict(), concept_map=concept_map.state_dict(), concept_own=concept_own.data,
-                        optimiser=optimiser.state_dict(), samples=done), state_file.with_suffix(".new"))
+        torch.save(
+            dict(
+                model=model.state_dict(),
+                concept_map=concept_map.state_dict(),
+                concept_own=concept_own.data,
+                optimiser=optimiser.state_dict(),
+                samples=done,
+            ),
+            state_file.with_suffix(".new"),
+        )
         state_file.with_suffix(".new").replace(state_file)
 
     first, started, step, recent, waited = done, None, 0, collections.deque(maxlen=100), 0.0
@@ -236,7 +305,7 @@ def main(args) -> None:
         progress.value = part
         warm = min(1.0, (done // args.batch + 1) / 200)
         for group in optimiser.param_groups:
-            group["lr"] = args.lr * warm * (.005 + .995 * .5 * (1 + math.cos(math.pi * part)))
+            group["lr"] = args.lr * warm * (0.005 + 0.995 * 0.5 * (1 + math.cos(math.pi * part)))
         t = time.time()
         batch = {k: v.to(device, non_blocking=True) for k, v in queue.get().items()}
         waited += time.time() - t
@@ -246,12 +315,14 @@ def main(args) -> None:
         target = (batch["text"][:, None] == batch["text"][None]).float()
         target = target / target.sum(1, keepdim=True)
         loss = contrast = -(target * (logits.log_softmax(1) + logits.T.log_softmax(1))).sum(1).mean() / 2
-        weight = args.concept_loss * max(0.0, 1 - part / .8)
+        weight = args.concept_loss * max(0.0, 1 - part / 0.8)
         if weight > 0:
             centres = F.normalize(concept_map(teacher) + concept_own, dim=-1)
             for feature, usable in ((image, batch["alone"]), (words, batch["named"])):
                 usable = usable & (batch["concept"] >= 0)
-                loss = loss + weight / 2 * F.cross_entropy(16 * feature[usable] @ centres.T, batch["concept"][usable], label_smoothing=.05)
+                loss = loss + weight / 2 * F.cross_entropy(
+                    16 * feature[usable] @ centres.T, batch["concept"][usable], label_smoothing=0.05
+                )
         optimiser.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -262,9 +333,15 @@ def main(args) -> None:
         if step % 10 == 0:
             recent.append(contrast.item())
         if step in (9, 40) or step % args.log_every == 0:
-            row = dict(step=step, samples=done, part=round(part, 4), loss=round(float(np.mean(recent)), 4) if recent else None,
-                       scale=round(model.logit_scale.exp().item(), 1), wait_ms=round(1e3 * waited / max(1, step - 8)),
-                       rate=round((done - first) / max(time.time() - started, 1e-9)) if started else None)
+            row = dict(
+                step=step,
+                samples=done,
+                part=round(part, 4),
+                loss=round(float(np.mean(recent)), 4) if recent else None,
+                scale=round(model.logit_scale.exp().item(), 1),
+                wait_ms=round(1e3 * waited / max(1, step - 8)),
+                rate=round((done - first) / max(time.time() - started, 1e-9)) if started else None,
+            )
             if step % (4 * args.log_every) == 0:
                 row["unseen_zero_shot"] = round(unseen(model, device), 1)
                 checkpoint()

@@ -1,6 +1,6 @@
 """Train the embedded model's own BPE (about 6,000 entries) and save it as a CLIPTokenizer.
 
-    python tokenizer.py --glyphs work/glyphs --out work/tokenizer
+python tokenizer.py --glyphs work/glyphs --out work/tokenizer
 """
 
 from __future__ import annotations
@@ -26,13 +26,22 @@ def main(glyphs: Path, out: Path) -> None:
             corpus += [record["name"], record["name"], ", ".join(record["tags"]).lower()]
     corpus += Captioner.vocabulary() * 50
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>", continuing_subword_prefix="", unk_token="<|endoftext|>"))
-    bpe.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    bpe.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    bpe.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    bpe.train_from_iterator(corpus, trainers.BpeTrainer(
-        vocab_size=ENTRIES - 2 - 256, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False))
+    bpe.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=ENTRIES - 2 - 256, end_of_word_suffix="</w>", initial_alphabet=letters, show_progress=False
+        ),
+    )
     model = json.loads(bpe.to_str())["model"]
     tokens = [t for t, _ in sorted(model["vocab"].items(), key=lambda x: x[1]) if not t.startswith("<|")]
     tokens += [c + "</w>" for c in letters if c + "</w>" not in model["vocab"]] + ["<|startoftext|>", "<|endoftext|>"]

@@ -22,7 +22,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError, UnknownNameError
+from ..errors import ConfigError, DataError, DuotuneError, UnknownNameError
 
 CLASSES = ("all", "base", "new")
 
@@ -66,6 +66,8 @@ class Recipe:
         for name in ("backbone", "data"):
             if not getattr(self, name):
                 yield f"no {name} is given (--{name}, or `{name}:` in the recipe)"
+        if self.data:
+            yield from self._data_faults()
         if self.shots < 0:
             yield f"shots must be at least 1, or 0 for all images, not {self.shots}"
         for name in ("epochs", "batch_size"):
@@ -78,6 +80,15 @@ class Recipe:
         if self.template is not None and self.template.count("{}") != 1:
             yield f"template must contain one '{{}}' for the class name, not {self.template!r}"
         yield from self._method_faults()
+
+    def _data_faults(self) -> Iterator[str]:
+        from ..data import list_datasets, load_dataset
+
+        if self.data not in list_datasets() and not Path(self.data).expanduser().exists():
+            try:
+                load_dataset(self.data)  # neither a name nor a path: says so, and says the nearest name
+            except DuotuneError as error:
+                yield str(error)
 
     def _method_faults(self) -> Iterator[str]:
         from ..methods import METHODS

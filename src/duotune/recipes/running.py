@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +16,10 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from .. import artifacts
 from ..backbones import Backbone
 from ..data import ClassificationData, load_dataset
+from ..data.images import open_image
 from ..errors import ArtifactError, ConfigError
 from ..model import PromptedModel, attach
-from ..report import MethodRun, write_metrics, write_text
+from ..report import Example, MethodRun, write_metrics, write_text
 from ..training import PromptTrainer, PromptTrainingArguments, last_checkpoint
 from . import Recipe, misfits
 
@@ -151,11 +152,15 @@ def run_recipe(
         trainer = PromptTrainer(model, arguments, data)
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        trainer.add_callback(EpochBar(name or recipe.method, disable=not progress))
+        bar = EpochBar(name or recipe.method, disable=not progress)
+        trainer.add_callback(bar)
         for reason in trainer.broken.values():
             say(f"skipped: {reason}")
         write_text(folder / WRITTEN, written)  # before training, so that it can be resumed from the folder alone
-        trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
+        try:
+            trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
+        finally:
+            bar.close()
         trainer.save_artifact(folder)
         curve, broken = list(trainer.state.log_history), dict(trainer.broken)
     else:
@@ -192,6 +197,23 @@ def _values(recipe: Recipe) -> dict[str, Any]:
     return {key: value for key, value in dataclasses.asdict(recipe).items() if value not in (None, "", {})}
 
 
+def examples(outcomes: Sequence[Outcome], count: int = 12) -> list[Example]:
+    """Up to `count` test pictures spread over the classes, with what every outcome's model says about each."""
+    data = outcomes[0].data
+    count = min(count, len(data.test))
+    items = [data.test[round(i * (len(data.test) - 1) / max(1, count - 1))] for i in range(count)]
+    images = [open_image(item) for item in items]
+    said = {outcome.name: outcome.model.classify(images, top_k=1) for outcome in outcomes}
+    return [
+        Example(
+            image,
+            data.class_names[item.label],
+            {name: (rows[i].names[0], rows[i].probabilities[0]) for name, rows in said.items()},
+        )
+        for i, (item, image) in enumerate(zip(items, images))
+    ]
+
+
 class EpochBar(TrainerCallback):
     """One progress bar over all steps, with the latest loss; transformers' own writes a line per epoch as well."""
 
@@ -215,8 +237,10 @@ class EpochBar(TrainerCallback):
         if self.bar is not None and "loss" in (logs or {}):
             self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
 
-    def on_train_end(self, args, state, control, **_):
-        self.bar.close()
+    def close(self) -> None:
+        """End the bar's line; also where training ends early."""
+        if self.bar is not None:
+            self.bar.close()
 
 
-__all__ = ["EpochBar", "Outcome", "artifact_bytes", "load_data", "run_recipe", "training_arguments"]
+__all__ = ["EpochBar", "Outcome", "artifact_bytes", "examples", "load_data", "run_recipe", "training_arguments"]
