@@ -6,42 +6,93 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 PROMISED = {"name", "ours_s", "plain_s", "ratio", "ours_peak_gb", "plain_peak_gb", "floor_s"}
+NAMES = {"coop_100", "coop_1000", "dpt_fp32", "dpt_bf16"}
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "benchmarks.run", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+@pytest.fixture(autouse=True)
+def importable(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
 
 
-@pytest.mark.parametrize("name", ["coop_100", "dpt_fp32"])
-def test_ours_equals_plain(name, tmp_path):
-    done = run(name, "--quick", "--repeats", "2", "--threads", "1", "--json", str(tmp_path / "out.json"))
+@pytest.mark.parametrize("method", ["coop", "dpt"])
+def test_both_sides_compute_the_same_steps(method):
+    """The loss of three steps in a row, the gradients of the first and the parameters after the last."""
+    from benchmarks.ours import OurStep
+    from benchmarks.plain import PlainStep
+    from benchmarks.run import differences
+    from benchmarks.shapes import QUICK
+
+    ours, plain = (Step(QUICK, method, 6, torch.float32) for Step in (OurStep, PlainStep))
+    sides = []
+    for step in (ours, plain):
+        loss = step()
+        sides.append({"loss": loss, "gradients": {k: p.grad.clone() for k, p in step.parameters.items()}})
+    loss, gradient = differences(*sides)
+    assert loss <= 1e-5 and gradient <= 1e-5
+    assert ours.parameters.keys() == plain.parameters.keys()
+    for _ in range(2):
+        assert ours() == pytest.approx(plain(), rel=1e-5)
+    for name, p in plain.parameters.items():
+        assert (ours.parameters[name] - p).norm() <= 1e-5 * p.norm(), name
+
+
+def test_a_run_prints_one_json_object_last(tmp_path):
+    out = tmp_path / "out.json"
+    options = ["coop_100", "--quick", "--repeats", "2", "--threads", "1", "--json", str(out)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.run", *options],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert PROMISED <= set(result) and result["name"] == name
+    assert PROMISED <= set(result) and result["name"] == "coop_100"
     assert result["loss_difference"] <= 1e-5 and result["gradient_difference"] <= 1e-5
     assert result["threads"] == 1 and result["step_gflop"] > 0
     for key in PROMISED - {"name"}:
         assert result[key] > 0, key
-    assert result == json.loads((tmp_path / "out.json").read_text())
+    assert result == json.loads(out.read_text())
 
 
-def test_an_unknown_name_lists_the_known_ones():
-    done = run("coop_10")
-    assert done.returncode != 0
-    assert all(name in done.stderr for name in ("coop_100", "coop_1000", "dpt_fp32", "dpt_bf16"))
+def test_what_does_not_fit_is_left_out(monkeypatch):
+    """The plain side is neither started nor invented where its estimate exceeds the memory."""
+    from benchmarks import run
+
+    started = []
+
+    def side(kind, *rest):
+        started.append(kind)
+        return {"seconds": [2.0, 1.0], "peak": 3e9, "rate": 1e12, "threads": 1, "loss": 1.0, "gradients": {}}
+
+    monkeypatch.setattr(run, "side", side)
+    monkeypatch.setattr(run, "available_bytes", lambda: 16e9)
+    result = run.run("coop_1000")
+    assert started == ["ours"] and result["ours_s"] == 1.0 and result["ours_peak_gb"] == 3.0
+    assert result["plain_s"] is result["ratio"] is result["plain_peak_gb"] is None
 
 
-def test_the_plain_step_is_left_out_where_it_would_not_fit(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT))
-    import torch
+def test_an_unknown_name_lists_the_known_ones(capsys):
+    from benchmarks import run
+
+    assert set(run.BENCHMARKS) == NAMES
+    with pytest.raises(SystemExit) as ended:
+        run.main(["coop_10"])
+    assert ended.value.code != 0
+    message = capsys.readouterr().err
+    assert all(name in message for name in NAMES)
+
+
+def test_the_estimate_of_the_plain_peak():
     from benchmarks.plain import plain_peak_bytes
     from benchmarks.shapes import VIT_B16
 
@@ -49,12 +100,9 @@ def test_the_plain_step_is_left_out_where_it_would_not_fit(monkeypatch):
     assert 3e9 < plain_peak_bytes(VIT_B16, "coop", 100, torch.float32) < 8e9
 
 
-def test_flops_by_hand(monkeypatch):
-    """A tower of one layer with 3 texts, counted product by product."""
-    monkeypatch.syspath_prepend(str(ROOT))
-    from dataclasses import replace
-
-    from benchmarks.flops import text_step
+def test_flops_by_hand():
+    """A text tower of one layer with 3 classes, and an image tower of two layers, counted product by product."""
+    from benchmarks.flops import prompted_image_step, text_step
     from benchmarks.shapes import NAME_LENGTHS, QUICK
 
     shape, d = replace(QUICK, text_layers=1), QUICK.text_width
@@ -64,3 +112,16 @@ def test_flops_by_hand(monkeypatch):
     scores_and_sums = sum(2 * 2 * d * (shared + n) for n in own)
     projection = 3 * 2 * d * QUICK.embed
     assert text_step(shape, 3) == 2 * (keys_and_values + ends + scores_and_sums + projection)
+
+    d, images, rows = QUICK.vision_width, QUICK.batch, QUICK.batch * QUICK.image_tokens
+    keys = QUICK.image_tokens + QUICK.visual_tokens
+    patches = 2 * (rows - images) * 3 * QUICK.patch**2 * d
+    qkv, rest = 2 * rows * 3 * d * d, 2 * rows * 9 * d * d + 2 * 2 * d * rows * keys
+    last = 2 * rows * 2 * d * d + images * (2 * 10 * d * d + 2 * 2 * d * keys)
+    assert prompted_image_step(QUICK) == patches + qkv + rest + rest + last + last
+
+
+def test_the_rate_is_a_rate():
+    from benchmarks.flops import matmul_rate
+
+    assert 1e8 < matmul_rate(torch.float32, 64, 64, seconds=0.01) < 1e15
