@@ -34,6 +34,7 @@ HEIGHT = {
     "predictor": 8,
     "recipes": 9,
     "cli": 10,
+    "__main__": 11,
 }
 MODEL_CODE = {"prompts", "models", "backbones", "methods", "model"}
 # conveniences of PromptedModel that import upwards when they are called, never when the module is

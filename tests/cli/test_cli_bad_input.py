@@ -55,13 +55,20 @@ def test_all_faults_of_a_configuration_at_once(duotune, tmp_path):
     recipe = tmp_path / "r.yaml"
     recipe.write_text("method: coop\nepoch: 3\nbackbone: 7\n")
     line = duotune("train", recipe, "--shots=-1", "--classes", "some", "--set", "x", "--out", tmp_path / "run").error
-    says(line, "unknown recipe key 'epoch'; did you mean 'epochs'?", "backbone must be str, not 7")
+    says(line, "unknown recipe key 'epoch'; did you mean 'epochs'?", "backbone must be str, not 7", "no data is given")
     says(line, "shots must be at least 1", "classes must be one of all, base, new, not 'some'", "NAME=VALUE, got 'x'")
     recipe.write_text(
         "method: dpt\nsettings: {text_lr: 0, position: up, num_candidates: 2.5, deep: false, nonsense: 1}\n"
     )
-    line = duotune("train", recipe, "--template", "no braces", "--epochs", 0, "--out", tmp_path / "run").error
-    for piece in ("no backbone is given", "no data is given", "epochs must be at least 1, not 0", "'no braces'"):
+    line = duotune(
+        "train", recipe, "--template", "no braces", "--data", "oxford_pet", "--epochs", 0, "--out", tmp_path / "run"
+    ).error
+    for piece in (
+        "no backbone is given",
+        "did you mean 'oxford_pets'?",
+        "epochs must be at least 1, not 0",
+        "'no braces'",
+    ):
         says(line, piece)
     says(line, "unknown setting of dpt 'nonsense'", "num_candidates must be int, not 2.5", "position must be one of")
     says(line, "text_lr must be positive, not 0", "needs deep visual prompts")

@@ -194,7 +194,10 @@ def test_resume_after_ctrl_c_ends_where_an_undisturbed_run_ends(tmp_path, few_st
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=120)[1].decode()
-    assert process.returncode == 130 and err == "duotune: error: interrupted\n"
+    assert (
+        process.returncode == 130
+        and err == f"duotune: error: interrupted; `duotune train --resume --out {broken}` goes on\n"
+    )
     left = left_behind(broken)
     assert left and not set(ARTIFACT) & set(left) and not [name for name in left if "tmp" in name or "part" in name]
 
@@ -204,6 +207,29 @@ def test_resume_after_ctrl_c_ends_where_an_undisturbed_run_ends(tmp_path, few_st
     assert ran.status == 0, ran.err
     ours, theirs = load(broken).method.state_dict(), load(tmp_path / "whole").method.state_dict()
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
+
+
+def test_train_writes_a_report_when_asked(tmp_path, few_steps, duotune):
+    assert duotune("train", "--method", "coop", *few_steps, "--report", "--out", tmp_path / "run").status == 0
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<figure>") == 12 and "training loss" in page and "Accuracy of every class" in page
+
+
+def test_demo(duotune, tmp_path):
+    """The real thing on its smallest task, one epoch on one shot: what it writes and prints."""
+    ran = duotune("demo", "--data", "tiny-tilt", "--shots", 1, "--epochs", 1, "--out", tmp_path / "demo")
+    assert ran.status == 0, ran.err
+    keys = ["zero_shot", "coop", "vpt", "vlp", "dpt"]
+    rows = json.loads((tmp_path / "demo" / "metrics.json").read_text())["classification"]
+    assert list(rows) == keys
+    for key in keys:
+        assert set(rows[key]) == {"accuracy", "trainable_parameters", "artifact_bytes", "seconds"}
+        assert describe(tmp_path / "demo" / key).method == key
+        (line,) = [line for line in ran.out.splitlines() if line.startswith(f"{key} ")]
+        assert f" {rows[key]['accuracy']:.1f} " in line and f" {rows[key]['trainable_parameters']:,} " in line
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("<figure>") == 12 and all(f"<td>{key}</td>" in page for key in keys)
+    assert "coop:" in ran.err and "dpt:" in ran.err  # progress bars
 
 
 def test_a_finished_run_is_not_overwritten_unasked(tmp_path, few_steps, duotune):

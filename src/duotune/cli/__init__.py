@@ -53,8 +53,8 @@ def main(argv: list[str] | None = None) -> int:
         return _run(argv)
     except DuotuneError as error:
         return _fail(str(error), 2, traceback)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130, False)
+    except KeyboardInterrupt as interrupt:
+        return _fail(str(interrupt) or "interrupted", 130, False)
     except BrokenPipeError:  # the reader of our output has gone, as in `duotune list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -15,7 +15,6 @@ HELP = "compare zero-shot, CoOp, VPT, VLP and DPT on embedded data"
 TASK = "tiny-mammals"
 METHODS = ("zero_shot", "coop", "vpt", "vlp", "dpt")
 """Keys of metrics.json; the recipe of each is `tiny_<key>`."""
-EXAMPLES = 12
 
 
 @dataclass(kw_only=True)
@@ -33,7 +32,7 @@ def run(options: Options) -> int:
 
     from ..backbones import load_backbone
     from ..recipes import load_recipe
-    from ..recipes.running import load_data, run_recipe
+    from ..recipes.running import examples, load_data, run_recipe
     from ..report import write_metrics, write_report
 
     changes = {"data": options.data, "shots": options.shots, "seed": options.seed}
@@ -75,19 +74,3 @@ def run(options: Options) -> int:
     )
     print(f"\nwrote {report}, {metrics} and an artifact per method, such as {folder / METHODS[-1]}")
     return 0
-
-
-def examples(outcomes: list) -> list:
-    """Test pictures spread over the classes, with what every method says about each."""
-    from ..data.images import open_image
-    from ..report import Example
-
-    data = outcomes[0].data
-    count = min(EXAMPLES, len(data.test))
-    items = [data.test[round(i * (len(data.test) - 1) / max(1, count - 1))] for i in range(count)]
-    images = [open_image(item) for item in items]
-    said = {outcome.name: outcome.model.classify(images, top_k=1) for outcome in outcomes}
-    return [
-        Example(image, data.class_names[item.label], {name: rows[i].best for name, rows in said.items()})
-        for i, (item, image) in enumerate(zip(items, images))
-    ]

@@ -31,6 +31,7 @@ class Options:
     out: str = option(help="folder to write into", metavar="FOLDER")
     resume: bool = option(False, help="go on from the last checkpoint in --out")
     overwrite: bool = option(False, help="start anew in an --out that holds a run already")
+    report: bool = option(False, help="also write report.html: curves, some predictions, every class")
     set: list[str] = option([], help="a setting of the method, may be repeated", metavar="NAME=VALUE")
     training: list[str] = option(
         [], help="a further field of PromptTrainingArguments, may be repeated", metavar="NAME=VALUE"
@@ -50,17 +51,29 @@ def read(namespace: argparse.Namespace) -> Options:
 def run(options: Options) -> int:
     recipe = merge(options)
     quiet()
-    from ..recipes.running import run_recipe
+    from ..recipes.running import CHECKPOINTS, examples, run_recipe
+    from ..report import write_report
+    from ..training import last_checkpoint
 
-    outcome = run_recipe(
-        recipe,
-        options.out,
-        resume=options.resume,
-        overwrite=options.overwrite,
-        progress=sys.stderr.isatty(),
-        say=lambda line: print(line, flush=True),
-    )
+    out = Path(options.out)
+    try:
+        outcome = run_recipe(
+            recipe,
+            out,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            progress=sys.stderr.isatty(),
+            say=lambda line: print(line, flush=True),
+        )
+    except KeyboardInterrupt:
+        if last_checkpoint(out / CHECKPOINTS) is None:
+            raise
+        raise KeyboardInterrupt(f"interrupted; `duotune train --resume --out {out}` goes on") from None
     row = outcome.summary()
+    if options.report:
+        about = {"backbone": recipe.backbone, "data": outcome.data.name, "shots": recipe.shots, "seed": recipe.seed}
+        shown = examples([outcome]) if outcome.data.test else []
+        write_report(out / "report.html", f"{row.method} on {outcome.data.name}", about, [row], shown)
     print()
     print(
         table(
