@@ -2,6 +2,15 @@
 
 from .class_aware import AuxiliaryHead, CandidateAttention, ClassAwarePrompts
 from .context import ContextTokens
+from .unified import InverseProjection, UnifiedPrototypeTokens
 from .visual import VisualPromptTokens
 
-__all__ = ["AuxiliaryHead", "CandidateAttention", "ClassAwarePrompts", "ContextTokens", "VisualPromptTokens"]
+__all__ = [
+    "AuxiliaryHead",
+    "CandidateAttention",
+    "ClassAwarePrompts",
+    "ContextTokens",
+    "InverseProjection",
+    "UnifiedPrototypeTokens",
+    "VisualPromptTokens",
+]
