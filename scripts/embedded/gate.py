@@ -29,10 +29,10 @@ from duotune.recipes.running import run_recipe
 METHODS = ("zero_shot", "linear_probe", "coop", "vpt", "vlp", "dpt")
 SHIFTED = "tiny-cross-package"  # reported, but no part of the averages: there the shift is the point
 GRID = {
-    "coop": [dict(text_lr=r) for r in (0.05, 0.2)],
-    "vpt": [dict(visual_lr=r) for r in (0.05, 0.2, 0.5)],
-    "vlp": [dict(text_lr=0.05, visual_lr=r) for r in (0.05, 0.2)],
-    "dpt": [dict(text_lr=0.05, visual_lr=r) for r in (0.05, 0.2)],
+    "coop": [dict(text_lr=r) for r in (0.005, 0.02, 0.05)],
+    "vpt": [dict(visual_lr=r) for r in (0.005, 0.02, 0.05)],
+    "vlp": [dict(text_lr=0.02, visual_lr=r) for r in (0.005, 0.02, 0.05)],
+    "dpt": [dict(text_lr=0.02, visual_lr=r) for r in (0.005, 0.02, 0.05)],
 }
 
 

@@ -114,6 +114,11 @@ def swapped(x):
     return x[:, [1, 2, 0]]
 
 
+def coarse(x):
+    """12 x 12 blocks."""
+    return F.interpolate(F.avg_pool2d(x, 4), scale_factor=4)
+
+
 def filmed(x):
     """Behind a pale yellow film."""
     return 0.3 * x + 0.7 * torch.tensor([0.95, 0.85, 0.55]).view(1, 3, 1, 1)
@@ -293,10 +298,11 @@ def tasks(records) -> list[Task]:
     made.append(
         Task(
             "tiny-flags",
-            "country flags, small and degraded; one drawing for training and validation, another for testing",
+            "country flags of 12 x 12 blocks; one drawing for training and validation, another for testing",
             names,
             pools,
-            force=dict(PLAIN, size=0, effect=(2, 3, 4)),
+            force=dict(PLAIN, size=(0, 1, 2)),
+            after=coarse,
             template="a drawing of a flag of {}.",
             templates=("a drawing of a flag of {}.", "an icon of a flag of {}.", "an emoji of a flag of {}."),
         )
