@@ -12,7 +12,7 @@ from .options import option, quiet
 from .output import size, table
 
 HELP = "compare zero-shot, CoOp, VPT, VLP and DPT on embedded data"
-TASK = "tiny-mammals"
+TASK = "tiny-effects"
 METHODS = ("zero_shot", "coop", "vpt", "vlp", "dpt")
 """Keys of metrics.json; the recipe of each is `tiny_<key>`."""
 
