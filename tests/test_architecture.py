@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import duotune
-from duotune.methods import METHODS
+from duotune.methods import DETECTION_METHODS, METHODS
 from duotune.registry import Registry
 
 PACKAGE = Path(duotune.__file__).parent
@@ -146,15 +146,21 @@ def test_light_modules_import_nothing_heavy(module):
     assert output.strip() == ""
 
 
-def test_methods_table_and_files_are_in_bijection():
-    """One paper, one file, one line in the table."""
-    helpers = {"__init__", "base", "common"}
+def test_methods_tables_and_files_are_in_bijection():
+    """One paper, one file, one line in the table of its kind of backbone."""
+    helpers = {"__init__", "base", "common", "detection"}
     files = {path.stem for path in (PACKAGE / "methods").glob("*.py")} - helpers
     assert files
-    assert files == {METHODS.where(name).partition(":")[0].rpartition(".")[2] for name in METHODS}
-    assert len(METHODS) == len({METHODS.where(name) for name in METHODS}) == len(files)
-    for name in METHODS:
-        assert METHODS.get(name).__doc__ and METHODS.get(name).Config.__doc__
+    tables = (METHODS, DETECTION_METHODS)
+    places = [table.where(name) for table in tables for name in table]
+    assert files == {place.partition(":")[0].rpartition(".")[2] for place in places}
+    assert len(places) == len(set(places)) == len(files)
+    for table in tables:
+        for name in table:
+            assert table.get(name).__doc__ and table.get(name).Config.__doc__
+            # a file is called as its method, "detection_..." where a method on dual encoders has the name
+            file = table.where(name).partition(":")[0].rpartition(".")[2]
+            assert file == (f"detection_{name}" if table is DETECTION_METHODS and name in METHODS else name)
 
 
 def test_named_data_sets_and_files_are_in_bijection():

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .backbones.base import Backbone
-from .methods import METHODS
+from .backbones import BACKBONES, adapter_of, load_backbone
+from .backbones.base import Backbone, Detector, Port
+from .errors import PortError
+from .grounding import Caption
+from .methods import methods_named
 from .methods.base import ImageBatch, Method, Progress
 
 
@@ -77,11 +80,96 @@ class PromptedModel(nn.Module):
         return self.backbone.model
 
 
+class PromptedDetector(PromptedModel):
+    """A frozen detector with a method attached."""
+
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        captions: Sequence[Caption] | None = None,
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+        feature_maps: Sequence[Tensor] | None = None,
+        image_sizes: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> dict[str, Any]:
+        """{"logits": (B, N, T), "output": DetectorOutput}; with labels also {"loss": scalar, "losses": its parts}.
+
+        Args:
+            pixel_values: (B, 3, H, W) normalised pixels.
+            captions: one per image; None: the caption of the model's classes for all.
+            labels: per image {"boxes": (M, 4) xyxy pixels of the network's input, width = x2 - x1, "positive_map":
+                (M, T) nonzero for the tokens of each box's phrase}; M may be 0.
+            feature_maps: frozen feature maps, if cached.
+            image_sizes, original_sizes: (B, 2) height and width without padding, as resized and before; with both,
+                boxes become the model's inclusive corners exactly as in its own training.
+            progress: for methods whose loss depends on the epoch.
+        """
+        from .methods.detection import DetectionBatch
+
+        if labels is not None and image_sizes is not None and original_sizes is not None:
+            scales = (torch.as_tensor(image_sizes) / torch.as_tensor(original_sizes)).flip(1)
+            labels = [{**label, "scale": scale} for label, scale in zip(labels, scales)]
+        output = self.method(self.backbone, DetectionBatch(pixel_values, feature_maps, captions, labels))
+        result = {"logits": output.logits, "output": output}
+        if labels is not None:
+            result["loss"] = self.method.loss(output, labels, progress or Progress())
+            result["losses"] = output.losses
+        return result
+
+    @torch.no_grad()
+    def detect(self, images: Sequence[Any], batch_size: int = 1, **limits: float) -> list[dict[str, Any]]:
+        """Boxes in PIL images, best first; the mode the model is in is restored.
+
+        Args:
+            limits: score_threshold, nms_threshold, max_detections; the detector's own if left out.
+
+        Returns:
+            per image {"boxes": (n, 4) xyxy pixels of that image, width = x2 - x1, "scores": (n,), "labels": (n,)
+            positions in `class_names`, "names": [n]}.
+        """
+        was_training, found = self.training, []
+        self.eval()
+        try:
+            for start in range(0, len(images), batch_size):
+                part = list(images[start : start + batch_size])
+                pixels, sizes = self.backbone.prepare(part)
+                originals = torch.tensor([(image.height, image.width) for image in part])
+                output = self(pixels)["output"]
+                captions = [self.method.caption] * len(part)
+                found += self.backbone.detections(output, captions, sizes, originals, **limits)
+        finally:
+            self.train(was_training)
+        return found
+
+    def classify(self, images, top_k: int = 5, batch_size: int = 64) -> list:
+        """A detector finds boxes: raises PortError."""
+        raise PortError(f"{self.backbone.name} is a detector; use detect(images) instead of classify")
+
+
+def choose_method(name: str, offered_by: str, ports: frozenset[Port]) -> type[Method]:
+    """The class that `name` stands for on a backbone with these ports.
+
+    Raises:
+        UnknownNameError: no method has that name. PortError: it needs other ports; says which backbones have them.
+    """
+    kinds = methods_named(name)
+    for kind in kinds:
+        if kind.requires <= ports:
+            return kind
+    nearest = min(kinds, key=lambda kind: len(kind.requires - ports))
+    missing = ", ".join(sorted(str(p) for p in nearest.requires - ports))
+    has = ", ".join(sorted(str(p) for p in ports)) or "none"
+    able = [b for b in BACKBONES if any(k.requires <= BACKBONES.get(b).ports for k in kinds)]
+    hint = f"; try {' or '.join(able)}" if able else ""
+    raise PortError(f"{name} needs {missing}; {offered_by} offers {has}{hint}")
+
+
 def attach(
     backbone: str | Backbone,
     method: str,
     class_names: Sequence[str],
-    template: str | Sequence[str] = "a photo of a {}.",
+    template: str | Sequence[str] | None = None,
     config: dict[str, Any] | None = None,
     seed: int | None = 0,
     **settings: Any,
@@ -91,24 +179,31 @@ def attach(
     Args:
         backbone: Hub id, local folder, embedded name ("tiny"), or a loaded Backbone.
         method: name in the method table, see `list_methods()`.
-        class_names: C names to classify into.
-        template: prompt with one `{}`; several for a zero-shot ensemble.
+        class_names: C names to classify into, or to find.
+        template: prompt with one `{}`; several for a zero-shot ensemble, or one per class of a detector. None: the
+            method's own, "a photo of a {}." or, for detectors, "{}".
         config, settings: fields of the method's config.
         seed: of the learnt parameters' random start; None draws from torch's global generator.
+
+    Returns:
+        a PromptedModel; a PromptedDetector if the backbone is a detector.
 
     Raises:
         UnknownNameError, PortError, ConfigError, ClassNamesError: each says what to do.
     """
-    kind = METHODS.get(method)
+    if isinstance(backbone, str):
+        methods_named(method)  # a misspelt name is told before anything else
+        ports, name = adapter_of(backbone).ports, backbone
+    else:
+        ports, name = backbone.ports, backbone.name
+    kind = choose_method(method, name, ports)
     settings = kind.Config.from_dict({**(config or {}), **settings})
     if isinstance(backbone, str):
-        from .backbones import load_backbone
-
         backbone = load_backbone(backbone)
-    kind.check_ports(method, backbone)
-    model = PromptedModel(backbone, kind(settings), method)
+    whole = PromptedDetector if isinstance(backbone, Detector) else PromptedModel
+    model = whole(backbone, kind(settings), method)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        model.set_classes(class_names, template)
+        model.set_classes(class_names, template or kind.default_template)
     return model

@@ -12,12 +12,13 @@ from ..errors import ConfigError, DataError
 from ..registry import Registry
 
 if TYPE_CHECKING:
-    from .base import Backbone, DualEncoder, Port, TextSequence, TextTokens, VisionPrompts
+    from .base import Backbone, Detector, DualEncoder, Port, TextSequence, TextTokens, VisionPrompts
 
 BACKBONES = Registry(
     "backbone",
     {
-        "clip": "duotune.backbones.clip:load_clip",
+        "clip": "duotune.backbones.clip:ClipBackbone",
+        "glip": "duotune.backbones.glip:GlipBackbone",
     },
 )
 EMBEDDED = {"tiny": "tiny-clip"}
@@ -44,12 +45,21 @@ def load_backbone(name: str, dtype: str | None = None, device: str | None = None
 
     if dtype is not None and dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
-    source = name
-    if name in EMBEDDED:
-        source = str(resources.files("duotune") / "assets" / EMBEDDED[name])
-    kind = _model_type(name, source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return BACKBONES.get(kind)(name, source, getattr(torch, dtype) if dtype else None, device)
+    return adapter_of(name).load(name, _source(name), getattr(torch, dtype) if dtype else None, device)
+
+
+def adapter_of(name: str) -> type[Backbone]:
+    """The adapter class of a backbone, whose `ports` are known before any weight is loaded.
+
+    Raises:
+        UnknownNameError: the model's type has no adapter. DataError: there is no such model.
+    """
+    return BACKBONES.get(_model_type(name, _source(name)))
+
+
+def _source(name: str) -> str:
+    return str(resources.files("duotune") / "assets" / EMBEDDED[name]) if name in EMBEDDED else name
 
 
 def _model_type(name: str, source: str) -> str:
@@ -61,10 +71,10 @@ def _model_type(name: str, source: str) -> str:
             return json.loads(config.read_text()).get("model_type", "unknown")
         except ValueError as error:
             raise DataError(f"{config} is not valid JSON ({error})") from error
-    from transformers import AutoConfig
+    from transformers import PreTrainedConfig
 
     try:
-        return AutoConfig.from_pretrained(source).model_type
+        return PreTrainedConfig.get_config_dict(source)[0].get("model_type", "unknown")
     except (OSError, ValueError) as error:
         embedded = ", ".join(sorted(EMBEDDED))
         raise DataError(
@@ -84,11 +94,13 @@ __all__ = [
     "BACKBONES",
     "EMBEDDED",
     "Backbone",
+    "Detector",
     "DualEncoder",
     "Port",
     "TextSequence",
     "TextTokens",
     "VisionPrompts",
+    "adapter_of",
     "list_backbones",
     "load_backbone",
 ]

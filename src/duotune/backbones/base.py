@@ -1,9 +1,12 @@
 """What a method may see of a frozen model: its ports.
 
-    text tower      tokens in, text features out; learnt context may replace word embeddings
-    vision tower    pixels in, image features out; asks `prompts(layer, hidden)` before every layer
-    fusion layers   bidirectional attention between image and text tokens (detectors)
-    detect head     boxes and token logits (detectors)
+    text tower          tokens in, text features out; learnt context may replace word embeddings
+    vision tower        pixels in, image features out; asks `prompts(layer, hidden)` before every layer
+    caption features    a caption in, one feature per token out (detectors)
+    vision windows      window attention; asks `tokens(stage, block, hidden)` before every block (detectors)
+    fusion layers       bidirectional attention between image and text tokens; asks
+                        `prompts(layer, visual, text)` in every layer (detectors)
+    detect head         boxes and token logits (detectors)
 
 Towers are driven, not hooked: an adapter runs the frozen layers itself, so a prompt needs no
 monkey-patching and rows that nobody reads are never computed.
@@ -14,12 +17,16 @@ from __future__ import annotations
 import abc
 import enum
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from ..grounding import Caption, CaptionPrompt
+from ..models.glip.fusion import FusionPrompts, FusionTokens  # the form in which fusion layers take learnt tokens
+from ..models.glip.swin import WindowTokens
 
 
 class Port(str, enum.Enum):
@@ -27,6 +34,8 @@ class Port(str, enum.Enum):
 
     TEXT_TOWER = "text tower"
     VISION_TOWER = "vision tower"
+    CAPTION_FEATURES = "caption features"
+    VISION_WINDOWS = "vision windows"
     FUSION_LAYERS = "fusion layers"
     DETECT_HEAD = "detect head"
 
@@ -177,3 +186,151 @@ class DualEncoder(Backbone):
                 embedded = self.embed_tokens(tokens.ids)
                 rows.append(self.encode_sequence(TextSequence(embedded[0, :1], embedded[:, 1:], tokens.eos - 1)))
         return torch.cat(rows)
+
+
+@dataclass
+class CaptionFeatures:
+    """Captions behind a text encoder.
+
+    Attributes:
+        hidden: (B, T, d_l), one row per token; rows behind a caption's end mean nothing.
+        mask: (B, T), nonzero for tokens of the caption.
+    """
+
+    hidden: Tensor
+    mask: Tensor
+
+
+@dataclass
+class DetectorOutput:
+    """What a detector says of a batch.
+
+    Attributes:
+        logits: (B, N, T), every candidate box against every caption token.
+        text_mask: (B, T), nonzero for tokens of the caption.
+        raw: what `Detector.detections` decodes boxes from.
+        losses: weighted scalars to be summed, if labels were given.
+    """
+
+    logits: Tensor
+    text_mask: Tensor
+    raw: Any
+    losses: dict[str, Tensor] | None = None
+
+
+class Detector(Backbone):
+    """A backbone that finds the phrases of a caption in an image (GLIP).
+
+    One image goes through `encode_image`, `fuse` and `read`; what it is fused with comes from `encode_captions`.
+    Boxes are xyxy in pixels with width = x2 - x1, whatever the model's own arithmetic is.
+
+    Labels are, per image, {"boxes": (M, 4) in pixels of the network's input, "positive_map": (M, T) nonzero for the
+    tokens of each box's phrase} and, where the image was resized, "scale": (2,) new over original width and height.
+
+    Attributes:
+        num_fusion_layers: number of bidirectional attentions.
+        fusion_width: e, width of the space in which image queries and text keys meet.
+        visual_width, text_width: widths d_v and d_l of the tokens that enter a fusion layer.
+        block_widths: per stage of the vision tower, the token width of each of its window attention blocks.
+        max_text_tokens: longest caption in tokens.
+    """
+
+    ports = frozenset({Port.CAPTION_FEATURES, Port.VISION_WINDOWS, Port.FUSION_LAYERS, Port.DETECT_HEAD})
+    num_fusion_layers: int
+    fusion_width: int
+    visual_width: int
+    text_width: int
+    block_widths: tuple[tuple[int, ...], ...]
+    max_text_tokens: int
+
+    @abc.abstractmethod
+    def fusion_projections(self, layer: int) -> tuple[nn.Linear, nn.Linear]:
+        """Image query d_v -> e and text key d_l -> e projections of a fusion layer (0-based)."""
+
+    @abc.abstractmethod
+    def caption(self, class_names: Sequence[str], prompts: Sequence[CaptionPrompt] | None = None) -> Caption:
+        """The caption of all classes. Raises ClassNamesError if it does not fit `max_text_tokens`."""
+
+    @abc.abstractmethod
+    def prepare(self, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        """PIL images -> (B, 3, H, W) padded pixels, and (B, 2) height and width without padding."""
+
+    @abc.abstractmethod
+    def encode_image(self, pixel_values: Tensor, window_tokens: WindowTokens | None = None) -> list[Tensor]:
+        """(B, 3, H, W) -> feature maps (B, d_v, h, w) before fusion."""
+
+    @abc.abstractmethod
+    def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
+        """Frozen features of captions before fusion, without gradient; computed once per text."""
+
+    @abc.abstractmethod
+    def fuse(
+        self, maps: Sequence[Tensor], text: CaptionFeatures, prompts: FusionPrompts | None = None
+    ) -> tuple[list[Tensor], CaptionFeatures]:
+        """Both behind the fusion layers."""
+
+    @abc.abstractmethod
+    def read(
+        self,
+        maps: Sequence[Tensor],
+        text: CaptionFeatures,
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+        head: nn.Module | None = None,
+    ) -> DetectorOutput:
+        """What the detection head says of fused features; `head`: one of `copy_head` in place of the frozen one."""
+
+    @abc.abstractmethod
+    def copy_head(self) -> nn.Module:
+        """A copy of the detection head in float32; what linear probing trains of it requires gradients."""
+
+    @abc.abstractmethod
+    def copy_model(self) -> nn.Module:
+        """A copy of the whole model, to be trained with `run`. What nothing reads requires no gradient."""
+
+    @abc.abstractmethod
+    def run(
+        self,
+        model: nn.Module,
+        pixel_values: Tensor,
+        captions: Sequence[Caption],
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> DetectorOutput:
+        """Everything with the weights of `model`, one of `copy_model`."""
+
+    @abc.abstractmethod
+    def text_encoder(self, model: nn.Module) -> nn.Module:
+        """The part of `model`, one of `copy_model`, that reads captions (it is tuned more carefully)."""
+
+    @abc.abstractmethod
+    def detections(
+        self,
+        output: DetectorOutput,
+        captions: Sequence[Caption],
+        image_sizes: Tensor,
+        target_sizes: Tensor | None = None,
+        **limits: float,
+    ) -> list[dict[str, Any]]:
+        """Boxes of each image, best first: {"boxes": (n, 4), "scores": (n,), "labels": (n,) positions in the
+        caption's names, "names": [n]}.
+
+        Args:
+            image_sizes: (B, 2) height and width of the input without padding.
+            target_sizes: (B, 2) sizes to scale boxes to; None for none.
+            limits: score_threshold, nms_threshold, max_detections; the model's own if left out.
+        """
+
+
+__all__ = [
+    "Backbone",
+    "CaptionFeatures",
+    "Detector",
+    "DetectorOutput",
+    "DualEncoder",
+    "FusionPrompts",
+    "FusionTokens",
+    "Port",
+    "TextSequence",
+    "TextTokens",
+    "VisionPrompts",
+    "WindowTokens",
+]

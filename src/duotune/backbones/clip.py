@@ -33,6 +33,11 @@ class ClipBackbone(DualEncoder):
 
     max_text_bytes = 2e9
 
+    @classmethod
+    def load(cls, name: str, source: str | Path, dtype: torch.dtype | None, device: torch.device | str) -> ClipBackbone:
+        """See `load_clip`."""
+        return load_clip(name, source, dtype, device)
+
     def __init__(
         self,
         name: str,

@@ -31,9 +31,9 @@ def run(options: Options) -> int:
 
 
 def methods() -> list[tuple[str, str]]:
-    from ..methods import METHODS
+    from ..methods import DETECTION_METHODS, METHODS
 
-    return [(name, _first_line(METHODS.where(name))) for name in METHODS]
+    return [(name, _first_line(table.where(name))) for table in (METHODS, DETECTION_METHODS) for name in table]
 
 
 def backbones() -> list[tuple[str, str]]:

@@ -115,6 +115,7 @@ class Method(nn.Module, abc.ABC):
         needs_frozen_features: reads `ImageBatch.frozen_features` (they can be cached).
         needs_pixels: reads `ImageBatch.pixel_values` even when frozen features are given.
         training_only: prefixes of parameters that prediction never reads; left out of artifacts.
+        default_template: how a class is read where nothing else is said.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -122,6 +123,7 @@ class Method(nn.Module, abc.ABC):
     needs_frozen_features: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = True
     training_only: ClassVar[tuple[str, ...]] = ()
+    default_template: ClassVar[str] = "a photo of a {}."
 
     def __init__(self, config: MethodConfig):
         super().__init__()

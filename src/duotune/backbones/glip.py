@@ -1,0 +1,193 @@
+"""GLIP (`duotune.models.glip`) as a detector with ports."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArtifactError, ConfigError, DataError
+from ..grounding import Caption, CaptionPrompt, build_caption
+from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, WindowTokens
+
+REMEMBERED_TEXTS = 64
+LINEAR_PROBE = ("bbox_pred.", "centerness.", "dot_product_projection_text.", "log_scale", "bias_lang", "bias0")
+"""What GLIP's linear probing trains of the head: all that anything reads, but the factors of the levels."""
+
+
+class GlipBackbone(Detector):
+    """Ports of a `GlipForObjectDetection`.
+
+    Args:
+        name: what it was loaded from.
+        model: the `GlipForObjectDetection`; frozen and put into eval mode here.
+        processor: its `GlipProcessor`.
+    """
+
+    def __init__(self, name: str, model, processor):
+        super().__init__(name, model)
+        config = model.config
+        self.processor = processor
+        self.num_fusion_layers = config.num_fusion_layers
+        self.fusion_width, self.visual_width, self.text_width = config.fusion_dim, config.fpn_channels, config.text_dim
+        self.block_widths = tuple((config.embed_dim << stage,) * depth for stage, depth in enumerate(config.depths))
+        self.max_text_tokens = config.max_text_tokens
+        self._texts: dict[str, Tensor] = {}  # caption -> (1, T, d_l), derived from frozen weights
+
+    @classmethod
+    def load(cls, name: str, source: str | Path, dtype: torch.dtype | None, device: torch.device | str) -> GlipBackbone:
+        """Load a folder or Hub id that `GlipForObjectDetection` and `GlipProcessor` wrote.
+
+        `dtype` None keeps the stored precision, but float32 on a CPU. Raises DataError.
+        """
+        from ..models.glip import GlipForObjectDetection, GlipProcessor
+
+        try:
+            model, report = GlipForObjectDetection.from_pretrained(source, dtype="auto", output_loading_info=True)
+            processor = GlipProcessor.from_pretrained(source)
+        except (OSError, ValueError, ArtifactError) as error:
+            raise DataError(
+                f"cannot load the GLIP model {name!r}: {str(error).strip().splitlines()[0]}; expected a folder with "
+                "config.json, model.safetensors, tokenizer and preprocessor files, or a Hub id that is in the local "
+                "cache or reachable"
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise DataError(f"{name!r} lacks {len(missing)} weights of a GLIP (first: {missing[0]}); is it complete?")
+        if dtype is None and torch.device(device).type == "cpu":
+            dtype = torch.float32
+        return cls(name, model, processor).to(device=device, dtype=dtype)
+
+    def _apply(self, fn, *args, **kwargs):
+        self._texts.clear()
+        return super()._apply(fn, *args, **kwargs)
+
+    # ------------------------------------------------------------------ what goes in
+
+    def caption(self, class_names: Sequence[str], prompts: Sequence[CaptionPrompt] | None = None) -> Caption:
+        return build_caption(class_names, self.processor.tokenizer, self.max_text_tokens, prompts=prompts)
+
+    def prepare(self, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        batch = self.processor(list(images))
+        return batch["pixel_values"].to(self.device), batch["image_sizes"]
+
+    def encode_image(self, pixel_values: Tensor, window_tokens: WindowTokens | None = None) -> list[Tensor]:
+        return self.model.model.encode_image(pixel_values, window_tokens)
+
+    def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
+        rows = [self._encode(caption.text) for caption in captions]
+        length = max(row.shape[1] for row in rows)
+        hidden = rows[0].new_zeros(len(rows), length, self.text_width)
+        mask = torch.zeros(len(rows), length, dtype=torch.long, device=hidden.device)
+        for i, row in enumerate(rows):
+            hidden[i, : row.shape[1]] = row[0]
+            mask[i, : row.shape[1]] = 1
+        return CaptionFeatures(hidden, mask)
+
+    def _encode(self, text: str) -> Tensor:
+        if text not in self._texts:
+            while len(self._texts) >= REMEMBERED_TEXTS:
+                self._texts.pop(next(iter(self._texts)))
+            ids = self.processor.tokenize([text])["input_ids"].to(self.device)
+            with torch.inference_mode(False), torch.no_grad():  # it may be read where gradients are wanted
+                self._texts[text] = self.model.model.encode_text(ids)[0]
+        return self._texts[text]
+
+    # ------------------------------------------------------------------ fusion and head
+
+    def fusion_projections(self, layer: int) -> tuple[nn.Linear, nn.Linear]:
+        attention = self.model.model.tower[layer].fusion.attn
+        return attention.v_proj, attention.l_proj
+
+    def fuse(
+        self, maps: Sequence[Tensor], text: CaptionFeatures, prompts: FusionPrompts | None = None
+    ) -> tuple[list[Tensor], CaptionFeatures]:
+        maps, hidden = self.model.model.tower(list(maps), text.hidden, text.mask, prompts)
+        return maps, CaptionFeatures(hidden, text.mask)
+
+    def read(
+        self,
+        maps: Sequence[Tensor],
+        text: CaptionFeatures,
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+        head: nn.Module | None = None,
+    ) -> DetectorOutput:
+        head = head if head is not None else self.model.head
+        dtype = head.bias0.dtype
+        logits, deltas, centerness = head([m.to(dtype) for m in maps], text.hidden.to(dtype))
+        anchors = self.model.anchors([tuple(m.shape[-2:]) for m in maps], logits.device)
+        losses = None
+        if labels is not None:
+            labels = [glip_labels(label) for label in labels]
+            losses = self.model.losses(logits, deltas, centerness, anchors, text.mask, labels)
+        return self._output(logits, deltas, centerness, anchors, text.mask, losses)
+
+    @staticmethod
+    def _output(logits, deltas, centerness, anchors, mask, losses) -> DetectorOutput:
+        from ..models.glip import GlipDetectionOutput
+
+        raw = GlipDetectionOutput(
+            logits=logits, box_deltas=deltas, centerness=centerness, anchors=tuple(anchors), text_mask=mask
+        )
+        return DetectorOutput(logits, mask, raw, losses)
+
+    # ------------------------------------------------------------------ copies to train
+
+    def copy_head(self) -> nn.Module:
+        head = copy.deepcopy(self.model.head).float()
+        for name, parameter in head.named_parameters():
+            parameter.requires_grad_(name.startswith(LINEAR_PROBE))
+        return head
+
+    def copy_model(self) -> nn.Module:
+        model = copy.deepcopy(self.model).float().requires_grad_(True)
+        model.head.cls_logits.requires_grad_(False)
+        return model
+
+    def text_encoder(self, model: nn.Module) -> nn.Module:
+        return model.model.text
+
+    def run(
+        self,
+        model: nn.Module,
+        pixel_values: Tensor,
+        captions: Sequence[Caption],
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+    ) -> DetectorOutput:
+        text = {k: v.to(self.device) for k, v in self.processor.tokenize([c.text for c in captions]).items()}
+        labels = None if labels is None else [glip_labels(label) for label in labels]
+        out = model(pixel_values, **text, labels=labels)
+        return DetectorOutput(out.logits, out.text_mask, out, out.losses)
+
+    # ------------------------------------------------------------------ boxes
+
+    def detections(
+        self,
+        output: DetectorOutput,
+        captions: Sequence[Caption],
+        image_sizes: Tensor,
+        target_sizes: Tensor | None = None,
+        **limits: float,
+    ) -> list[dict[str, Any]]:
+        if unknown := sorted(set(limits) - {"score_threshold", "nms_threshold", "max_detections"}):
+            raise ConfigError(f"unknown limits {unknown}; known: score_threshold, nms_threshold, max_detections")
+        found = self.processor.post_process_object_detection(output.raw, captions, image_sizes, target_sizes, **limits)
+        sizes = image_sizes if target_sizes is None else target_sizes
+        for row, (height, width) in zip(found, torch.as_tensor(sizes).tolist()):
+            # from inclusive corners, as in COCO's evaluation of GLIP, to width = x2 - x1
+            boxes = row["boxes"] + row["boxes"].new_tensor([0, 0, 1, 1])
+            row["boxes"] = torch.minimum(boxes, boxes.new_tensor([width, height, width, height]))
+        return found
+
+
+def glip_labels(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Boxes with width = x2 - x1 -> GLIP's inclusive corners, one pixel of the original picture less."""
+    boxes = label["boxes"].float()
+    pixel = torch.as_tensor(label.get("scale", (1.0, 1.0)), dtype=boxes.dtype, device=boxes.device)
+    return {
+        "boxes": torch.cat([boxes[:, :2], torch.maximum(boxes[:, :2], boxes[:, 2:] - pixel)], 1),
+        "positive_map": label["positive_map"],
+    }
