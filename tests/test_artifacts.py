@@ -267,3 +267,27 @@ def test_an_artifact_is_replaced_by_the_next(folder, tiny_clip):
     make(tiny_clip, "vpt").save(folder)
     assert artifacts.describe(folder).method == "vpt"
     assert len(list(folder.iterdir())) == 2
+
+
+def test_an_interrupted_save_leaves_what_was_there(folder, tiny_clip, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    replace, calls = os.replace, []
+
+    def interrupted(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(tiny_clip, "coop", seed=9).save(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+def test_a_setting_of_another_type(folder, tiny_clip):
+    values = json.loads((folder / "prompt.json").read_text())
+    values["config"]["num_context_tokens"] = "four"
+    (folder / "prompt.json").write_text(json.dumps(values))
+    with pytest.raises(ArtifactError, match="does not fit"):
+        artifacts.load(folder, tiny_clip)

@@ -133,7 +133,7 @@ def save(
     if broken := sorted(k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()):
         raise ArtifactError(f"{broken[0]} holds NaN or infinity, so there is nothing worth saving; train again")
     stored = _stored_state(model, state, dtype, probe)
-    payload = to_bytes(stored, metadata={"format": "pt", "duotune": str(FORMAT)})
+    payload = to_bytes(stored, metadata={"format": "pt"})
     method = model.method
     info = ArtifactInfo(
         format=FORMAT,
@@ -229,9 +229,11 @@ def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
             before = (folder / name).read_bytes() if (folder / name).is_file() else None
             os.replace(beside[name], folder / name)
             replaced[folder / name] = before
-    except OSError as error:
-        for path, before in replaced.items():  # the two files belong together
+    except BaseException as error:  # Ctrl-C between the two as well: they belong together
+        for path, before in replaced.items():
             path.write_bytes(before) if before is not None else path.unlink()
+        if not isinstance(error, OSError):
+            raise
         raise ArtifactError(
             f"cannot write the artifact to {folder}: {error.strerror or error}; what was there is untouched; "
             "free some space or choose another folder"
@@ -310,11 +312,11 @@ def load(
     if actual != info.fingerprint and not allow_other_backbone:
         raise ArtifactError(
             f"{folder} was learnt on {info.backbone} with fingerprint {info.fingerprint}, but {backbone.name} has "
-            f"{actual}; load the original backbone, or pass allow_other_backbone=True to use it all the same"
+            f"{actual}; load the original backbone (in Python, allow_other_backbone=True uses this one all the same)"
         )
     try:
         model = attach(backbone, info.method, info.class_names, info.template, info.config)
-    except DuotuneError as error:
+    except (DuotuneError, TypeError) as error:  # TypeError: a setting of another type
         raise ArtifactError(f"{folder} does not fit {backbone.name}: {error}") from error
     restore(model, folder)
     return model.eval()
