@@ -93,3 +93,11 @@ def test_named_pictures_that_cannot_be_read_are_errors(model, path, tmp_path):
 def test_grey_and_transparent_pictures(model):
     for mode in ("L", "RGBA", "P", "1"):
         assert len(model.classify(Image.new(mode, (20, 30)))[0].names) == 4
+
+
+def test_picture_objects_that_cannot_be_read(model, path, tmp_path):
+    with pytest.raises(DataError, match="image 0 has 0 x 5 pixels"):
+        model.classify(Image.new("RGB", (0, 5)))
+    (tmp_path / "half.png").write_bytes(path.read_bytes()[:-60])
+    with Image.open(tmp_path / "half.png") as half, pytest.raises(DataError, match="cannot read image 1"):
+        model.classify([path, half])

@@ -131,7 +131,7 @@ class Predictor:
             if isinstance(image, (str, Path)):
                 yield from self._from_path(Path(image).expanduser())
             elif isinstance(image, Image.Image):
-                yield f"image {number}", self.transform(to_rgb(image)), None
+                yield f"image {number}", self._from_picture(image, number), None
             elif isinstance(image, np.ndarray):
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
                     raise DataError(
@@ -142,6 +142,14 @@ class Predictor:
                 raise DataError(
                     f"image {number} is a {type(image).__name__}; expected a PIL image, an array, or a path"
                 )
+
+    def _from_picture(self, image: Image.Image, number: int) -> np.ndarray:
+        if 0 in image.size:
+            raise DataError(f"image {number} has {image.width} x {image.height} pixels; expected at least 1 x 1")
+        try:
+            return self.transform(to_rgb(image))  # a picture that was opened but not loaded is decoded here
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(f"cannot read image {number}: {error}; repair or remove it") from error
 
     def _from_path(self, path: Path) -> Iterator[tuple[str, np.ndarray | None, str | None]]:
         if not path.is_dir():

@@ -181,3 +181,15 @@ def test_forked_processes_do_not_share_file_positions(tmp_path, write_image):
 def test_image_names():
     assert all(map(is_image_name, ["a.JPG", "x/y/b.jpeg", "c.webp", "d.JPEG"]))
     assert not any(map(is_image_name, ["a.txt", ".a.png", "x/._b.jpg", "png", "a.npy"]))
+
+
+def test_an_archive_member_whose_compression_is_broken(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.ppm", b"P6 99 99 255 " + bytes(range(99)) * 297)
+        start = archive.getinfo("a.ppm").header_offset + 30 + len("a.ppm")
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[start : start + 40] = b"\xff" * 40
+    (tmp_path / "a.zip").write_bytes(content)
+    for read in (read_bytes, open_image):
+        with pytest.raises(DataError, match="a.zip::a.ppm"):
+            read(ImageItem(tmp_path / "a.zip", 0, "a.ppm"))

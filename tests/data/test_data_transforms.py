@@ -164,3 +164,16 @@ def test_keys_differ_with_every_setting():
 def test_faulty_settings(make, match):
     with pytest.raises(ConfigError, match=match):
         make()
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (4097, 2), (7, 1401), (60, 5000)])
+def test_a_line_of_a_picture_is_never_resized_whole(size, monkeypatch):
+    transform, image = TestTransform(48, (0.5,) * 3, (0.25,) * 3), picture(*size)
+    made = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, to, *a, **k: made.append(to) or resize(self, to, *a, **k))
+    got = np.asarray(transform.resize_and_crop(image), dtype=int)
+    assert made == [(48, 48)]
+    monkeypatch.setattr("duotune.data.transforms.LONGEST", math.inf)
+    whole = np.asarray(transform.resize_and_crop(image), dtype=int)
+    assert got.shape == whole.shape == (48, 48, 3) and np.abs(got - whole).max() <= 1  # of 255

@@ -110,3 +110,11 @@ def test_broken_images_are_named_and_left_out_up_to_a_share(tiny_clip, picture_d
 def test_fresh_views_cannot_be_cached(tiny_clip, items):
     with pytest.raises(ConfigError, match="fresh views"):
         frozen_features(tiny_clip, items, train_transform(tiny_clip), views=0)
+
+
+def test_a_file_that_cannot_be_hashed_is_told_like_any_other(tiny_clip, items, tmp_path):
+    absent = ImageItem(tmp_path / "absent.png", 0)
+    cache, transform = FeatureCache(tmp_path / "cache"), evaluation_transform(tiny_clip)
+    how = dict(cache=cache, workers=0, progress=False, max_broken_share=0.5)
+    frozen = frozen_features(tiny_clip, (*items, absent), transform, **how)
+    assert "absent.png: no such file" in frozen.broken[absent.key] and frozen.items == tuple(items)

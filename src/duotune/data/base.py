@@ -77,6 +77,8 @@ class ClassificationData:
         if classes not in ("base", "new"):
             raise ConfigError(f"classes must be 'all', 'base' or 'new', not {classes!r}")
         keep = range(half) if classes == "base" else range(half, len(self.class_names))
+        if not keep:
+            raise DataError(f"{self.name} has one class alone, so it has no {classes} classes; use all classes")
         return self.select(keep)
 
     def select(self, labels: Sequence[int]) -> ClassificationData:

@@ -178,5 +178,7 @@ def read_bytes(item: ImageItem) -> bytes:
     """The undecoded file, archive member or row. Raises DataError naming it if it cannot be read."""
     try:
         return item.path.read_bytes() if item.member is None else _container(item.path).read(item.member)
-    except (OSError, LookupError, ValueError, zipfile.BadZipFile) as error:
+    except DataError:
+        raise
+    except Exception as error:  # zlib.error, RuntimeError (encrypted), NotImplementedError (packed in a newer way), ...
         raise DataError(f"cannot read {item.key}: {error}; repair or remove it") from error

@@ -57,7 +57,8 @@ def few_shot(data: ClassificationData, num_shots: int, seed: int = 0, *, repeat:
     if short := [f"{name} ({count})" for name, count in counts if count < wanted]:
         raise DataError(
             f"{data.name}: {num_shots} shots wanted, but {len(short)} of {len(counts)} classes have fewer training "
-            f"pictures: {first_few(short)}; take fewer shots" + ("" if repeat else " or repeat=True")
+            f"pictures: {first_few(short)}; take fewer shots"
+            + ("" if repeat else " (in Python, few_shot(..., repeat=True) shows some twice)")
         )
     shots: list[ImageItem] = []
     held_out: list[ImageItem] = []

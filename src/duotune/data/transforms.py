@@ -19,6 +19,7 @@ from ..errors import ConfigError
 
 Triple = tuple[float, float, float]
 BICUBIC = Image.Resampling.BICUBIC
+LONGEST = 64  # beyond this many squares in a row a resized picture is not made whole: 1 x 80,000,000 would fill memory
 
 
 class Transform(Protocol):
@@ -96,11 +97,27 @@ class TestTransform:
     def resize_and_crop(self, image: Image.Image) -> Image.Image:
         width, height = image.size
         long = int(self.size * max(width, height) / min(width, height))
+        if long > LONGEST * self.size:
+            return self._square_of_a_line(image, long)
         width, height = (self.size, long) if width <= height else (long, self.size)
         if image.size != (width, height):
             image = image.resize((width, height), BICUBIC)
         left, top = round((width - self.size) / 2), round((height - self.size) / 2)
         return image.crop((left, top, left + self.size, top + self.size))
+
+    def _square_of_a_line(self, image: Image.Image, long: int) -> Image.Image:
+        """The same square from the part of a very long picture that it is made of; `long`: the whole side."""
+        share = max(image.size) / long  # pixels of the picture per pixel of the result
+        start = round((long - self.size) / 2)
+        low, high = start * share, (start + self.size) * share
+        reach = math.ceil(2 * max(1.0, share)) + 2  # of the bicubic filter
+        first, last = max(0, math.floor(low) - reach), min(max(image.size), math.ceil(high) + reach)
+        low, high = low - first, high - first
+        if image.width <= image.height:
+            part, box = image.crop((0, first, image.width, last)), (0, low, image.width, high)
+        else:
+            part, box = image.crop((first, 0, last, image.height)), (low, 0, high, image.height)
+        return part.resize((self.size, self.size), BICUBIC, box=box)
 
     def key(self) -> str:
         return f"test1:{self.size}:{_numbers(self.mean)}:{_numbers(self.std)}"

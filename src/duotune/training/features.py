@@ -81,8 +81,8 @@ def frozen_features(
     unique = list({item.key: item for item in items}.values())
     store = _Store(backbone, unique, transform, views, seed, cache)
     images = SafeImages(unique, transform, views, seed, [m.nonzero()[0].tolist() for m in ~store.found])
-    broken = {item.key: "cannot read its file" for item, ok in zip(unique, store.readable) if not ok}
-    waiting = [i for i in range(len(unique)) if not store.found[i].all() and store.readable[i]]
+    broken: dict[str, str] = {}
+    waiting = [i for i in range(len(unique)) if not store.found[i].all()]
     bar = tqdm(total=len(waiting), desc="image features", unit="img", disable=not progress or not waiting, leave=False)
     with bar:
         for batch in image_batches(images, waiting, max(1, batch_size // views), workers):
@@ -144,7 +144,8 @@ class _Store:
     def add(self, index: Tensor, view: Tensor, rows: np.ndarray) -> None:
         self.rows[index.numpy(), view.numpy()] = rows
         if self.cache is not None:
-            self.new += zip(index.tolist(), view.tolist())
+            pairs = zip(index.tolist(), view.tolist())
+            self.new += [(i, v) for i, v in pairs if self.readable[i]]  # without a hash there is no key
 
     def flush(self) -> None:
         if self.cache is not None and self.new:
