@@ -121,3 +121,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_text(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_metrics_of_a_run_without_test_images_are_json(tmp_path):
+    path = write_metrics(tmp_path / "metrics.json", [MethodRun("coop", float("nan"), 1, 2, 3.0)])
+    refuse = lambda text: pytest.fail(f"{text} is not JSON")
+    assert json.loads(path.read_text(), parse_constant=refuse)["classification"]["coop"]["accuracy"] is None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +29,7 @@ class MethodRun:
 
     Attributes:
         method: its name.
-        accuracy: of the test images, in percent.
+        accuracy: of the test images, in percent; NaN if there are none (null in `metrics.json`, which must be JSON).
         trainable_parameters: their number.
         artifact_bytes: size of `prompt.safetensors` and `prompt.json` together.
         seconds: wall time of training and testing.
@@ -44,10 +45,10 @@ class MethodRun:
     per_class: Mapping[str, float] = field(default_factory=dict)
     curve: Sequence[Mapping[str, float]] = ()
 
-    def metrics(self) -> dict[str, float | int]:
+    def metrics(self) -> dict[str, float | int | None]:
         """The numbers of one row of the table, as `metrics.json` holds them."""
         return {
-            "accuracy": round(self.accuracy, 2),
+            "accuracy": round(self.accuracy, 2) if math.isfinite(self.accuracy) else None,
             "trainable_parameters": self.trainable_parameters,
             "artifact_bytes": self.artifact_bytes,
             "seconds": round(self.seconds, 2),

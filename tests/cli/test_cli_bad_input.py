@@ -80,6 +80,7 @@ def test_recipes_that_are_none(duotune, tmp_path):
         ("broken.yaml", "method: [coop", "is not valid YAML"),
         ("list.yaml", "- coop", "must hold `key: value` lines; got list"),
         ("empty.yaml", "", "got NoneType"),
+        ("settings.yaml", "method: coop\nsettings: [1, 2]\n", "settings must be dict"),
     ]:
         (tmp_path / name).write_text(text)
         says(duotune("train", tmp_path / name, "--out", tmp_path / "run").error, name, piece)
@@ -144,6 +145,44 @@ def test_more_context_than_the_text_tower_holds(train):
 def test_classes_that_the_artifact_cannot_take(duotune, trained, picture_folder):
     other = duotune("evaluate", trained("linear_probe"), "--data", picture_folder, "--classes", "new")
     says(other.error, "linear probe", "cannot classify into classes it was not trained on")
+
+
+def test_base_to_new_of_an_artifact_that_knows_all_classes(duotune, trained, picture_folder):
+    line = duotune("evaluate", trained("coop"), "--data", picture_folder, "--base-to-new").error
+    says(line, "--base-to-new needs an artifact of the", "train it with --classes base")
+
+
+def test_the_new_half_of_one_class(train, tmp_path):
+    (tmp_path / "one" / "cat").mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (9, 9)).save(tmp_path / "one" / "cat" / f"{number}.png")
+    says(train("--data", tmp_path / "one", "--shots", 2, "--classes", "new"), "one class alone", "use all classes")
+
+
+# values
+
+
+@pytest.mark.parametrize(
+    ("options", "pieces"),
+    [
+        (["--seed=-1"], ["seed must be at least 0", "not -1"]),
+        (["--seed", 10**20], ["below 2^32"]),
+        (["--training", "eval_strategy=foo"], ["training arguments do not fit", "'epoch'"]),
+        (["--training", "optim=foo"], ["training arguments do not fit"]),
+        (["--training", "output_dir=x", "--training", "learning_rate=1"], ["is set by --out", "--set text_lr"]),
+    ],
+)
+def test_values_that_transformers_or_nobody_reads(train, options, pieces):
+    says(train(*options), *pieces)
+
+
+def test_overwrite_spares_the_checkpoints_of_a_run_that_cannot_begin(trained, duotune, few_steps, tmp_path):
+    run = shutil.copytree(trained("coop"), tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    argv = ["train", "--method", "coop", *few_steps, "--out", run, "--overwrite"]
+    says(duotune(*argv, "--training", "optim=foo").error, "do not fit")
+    says(duotune(*argv, "--shots", 999).error, "999 shots")
+    assert sorted(run.rglob("*")) == before
 
 
 # artifacts

@@ -86,7 +86,7 @@ def test_training_arguments_that_recipe_keys_set_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("text", "value"),
     [("1e-3", 0.001), ("3", 3), ("0.5", 0.5), ("true", True), ("a photo of a", "a photo of a"), ("null", None)]
-    + [("[1, 2]", [1, 2]), ("a: {", "a: {"), ("", None)],
+    + [("[1, 2]", [1, 2]), ("a: {", "a: {"), ("", None), ("no", "no"), ("False", False)],
 )
 def test_values_of_options(text, value):
     assert parse_value(text) == value and type(parse_value(text)) is type(value)

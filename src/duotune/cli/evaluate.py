@@ -120,6 +120,11 @@ def _model(options: Options, data):
     names = model.class_names
     if set(names) == set(data.class_names):
         return model, data.select([data.class_names.index(name) for name in names])
+    if options.base_to_new:
+        raise ConfigError(
+            f"--base-to-new needs an artifact of the {len(data.class_names)} base classes of {data.name}, and "
+            f"{options.artifact} was trained on {len(names)} others; train it with --classes base"
+        )
     if model.method_name == "linear_probe":
         raise ConfigError(
             f"{options.artifact} is a linear probe of other classes than {data.name} has; a linear probe cannot "

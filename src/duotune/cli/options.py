@@ -123,5 +123,5 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("duotune").addHandler(logging.NullHandler())  # commands print what matters of it themselves
-    for name in ("matplotlib", "accelerate", "datasets"):
+    for name in ("matplotlib", "accelerate", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -77,7 +77,14 @@ def run(options: Options) -> int:
     print()
     print(
         table(
-            [[row.method, f"{row.accuracy:.2f}", f"{row.trainable_parameters:,}", size(row.artifact_bytes)]],
+            [
+                [
+                    row.method,
+                    f"{row.accuracy:.2f}" if outcome.result else "-",
+                    f"{row.trainable_parameters:,}",
+                    size(row.artifact_bytes),
+                ]
+            ],
             ["method", "accuracy (%)", "trainable parameters", "artifact"],
         )
     )

@@ -68,6 +68,8 @@ class Recipe:
                 yield f"no {name} is given (--{name}, or `{name}:` in the recipe)"
         if self.data:
             yield from self._data_faults()
+        if not 0 <= self.seed < 2**32:
+            yield f"seed must be at least 0 and below 2^32, not {self.seed}"
         if self.shots < 0:
             yield f"shots must be at least 1, or 0 for all images, not {self.shots}"
         for name in ("epochs", "batch_size"):
@@ -164,6 +166,8 @@ def parse_value(text: str) -> Any:
             return float(value)
         except ValueError:
             pass
+    if isinstance(value, bool) and text.strip().lower() not in ("true", "false"):
+        return text.strip()  # YAML 1.1 reads no, on and the like as booleans; save_strategy=no is a word
     return value
 
 
@@ -189,7 +193,7 @@ def load_recipe(source: str | Path) -> Recipe:
     """Read a recipe.
 
     Args:
-        source: name of a shipped recipe ("dpt_vitb16"), or path of a YAML file.
+        source: name of a shipped recipe ("dpt"), or path of a YAML file.
 
     Raises:
         UnknownNameError: neither a file nor a shipped recipe. ConfigError: not YAML, or every key and type that does
@@ -214,8 +218,9 @@ def load_recipe(source: str | Path) -> Recipe:
         raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{source} must hold `key: value` lines; got {type(values).__name__}")
-    values["settings"] = {k: _number(v) for k, v in (values.get("settings") or {}).items()}
-    values["training"] = {k: _number(v) for k, v in (values.get("training") or {}).items()}
+    for key in ("settings", "training"):
+        if isinstance(given := values.get(key) or {}, dict):
+            values[key] = {k: _number(v) for k, v in given.items()}
     if faults := [f"{source}: {fault}" for fault in misfits(Recipe, values, "recipe key")]:
         raise ConfigError(*faults)
     return Recipe(**values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from .. import artifacts
 from ..backbones import Backbone
 from ..data import ClassificationData, load_dataset
 from ..data.images import open_image
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, DuotuneError
 from ..model import PromptedModel, attach
 from ..report import Example, MethodRun, write_metrics, write_text
 from ..training import PromptTrainer, PromptTrainingArguments, last_checkpoint
@@ -27,6 +28,16 @@ if TYPE_CHECKING:
     from ..evaluation import ClassificationResult
 
 CHECKPOINTS, WRITTEN = "checkpoints", "recipe.yaml"
+RATES = "has no effect; every kind of prompt has its own rate and warm-up, such as --set text_lr=0.002"
+FIXED = {
+    "output_dir": "is set by --out",
+    "disable_tqdm": "follows the terminal",
+    "learning_rate": RATES,
+    "lr_scheduler_type": RATES,
+    "warmup_steps": RATES,
+    "warmup_ratio": RATES,
+}
+"""Training arguments that a recipe cannot set -> why."""
 
 
 @dataclass
@@ -98,11 +109,17 @@ def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True
         "disable_tqdm": not progress,
     }
     ours = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "num_shots": "shots"}
-    ours |= {name: name for name in values if name not in ours and name not in ("output_dir", "disable_tqdm")}
+    ours |= {"shots_seed": "seed"} | {name: name for name in values if name not in (*ours, *FIXED)}
     faults = [f"training argument {n} is set by the recipe key {ours[n]!r}" for n in recipe.training if n in ours]
+    faults += [f"training argument {n} {FIXED[n]}" for n in recipe.training if n in FIXED]
     if faults := [*faults, *misfits(PromptTrainingArguments, recipe.training, "training argument")]:
         raise ConfigError(*faults)
-    return PromptTrainingArguments(**{**values, **recipe.training})
+    try:
+        return PromptTrainingArguments(**{**values, **recipe.training})
+    except DuotuneError:
+        raise
+    except (ValueError, ImportError, RuntimeError) as error:  # what transformers itself finds unfit
+        raise ConfigError(f"training arguments do not fit: {error}") from error
 
 
 def run_recipe(
@@ -147,6 +164,8 @@ def run_recipe(
     )
     start = time.perf_counter()
     curve, broken = [], {}
+    if overwrite:  # now that everything fits: a misspelt option does not cost the run before
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     written = yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True)
     if model.method.param_groups():
         trainer = PromptTrainer(model, arguments, data)
@@ -183,11 +202,7 @@ def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
     finished, begun = (folder / artifacts.DESCRIPTION).exists(), last_checkpoint(folder / CHECKPOINTS)
     if resume and overwrite:
         raise ConfigError("resume goes on with a run, overwrite starts anew; choose one")
-    if overwrite:
-        import shutil
-
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    elif (finished or begun) and not resume:
+    if (finished or begun) and not resume and not overwrite:
         what = "an artifact" if finished else f"an unfinished run (last checkpoint: {Path(begun).name})"
         raise ArtifactError(f"{folder} holds {what} already; choose another folder, or --resume, or --overwrite")
 
