@@ -2,8 +2,9 @@
 
 Prints what it measures; the last line is one JSON object. A time is the best of `--repeats` steps
 (forward, backward, optimiser step) after one warm-up step, as the floor's rate is the best of many
-products; a peak is the largest resident memory of the side's whole process, weights and libraries
-included, in GB of 10^9 bytes.
+products. The same in processor seconds (keys with "cpu"), which other work on the machine disturbs less.
+A peak is the largest resident memory of the side's whole process, weights and libraries included, in GB
+of 10^9 bytes.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def run(name: str, repeats: int = 5, threads: int = 0, quick: bool = False) -> d
     flops = coop_step(shape, classes) if bench.method == "coop" else dpt_step(shape, classes)
     result = {"name": name, "ours_s": ours_s, "plain_s": None, "ratio": None}
     result |= {"ours_peak_gb": ours["peak"] / 1e9, "plain_peak_gb": None, "floor_s": flops / ours["rate"]}
-    result |= {"step_gflop": flops / 1e9, "matmul_gflops": ours["rate"] / 1e9, "plain_same_dtype_s": None}
+    result |= {"ours_cpu_s": min(ours["cpu_seconds"]), "plain_cpu_s": None, "cpu_ratio": None}
+    result |= {"floor_cpu_s": flops / ours["cpu_rate"], "step_gflop": flops / 1e9, "matmul_gflops": ours["rate"] / 1e9}
+    result |= {"plain_same_dtype_s": None, "plain_same_dtype_cpu_s": None}
     print(f"  ours   {ours_s:8.3f} s  {ours['peak'] / 1e9:6.2f} GB   floor {result['floor_s']:.3f} s")
     needed = plain_peak_bytes(shape, bench.method, classes, getattr(torch, bench.plain_dtype))
     if needed > 0.9 * available_bytes():
@@ -115,11 +118,14 @@ def run(name: str, repeats: int = 5, threads: int = 0, quick: bool = False) -> d
         plain = side("plain", bench, bench.plain_dtype, quick, max(1, repeats // 2), threads)
         plain_s = min(plain["seconds"])
         result |= {"plain_s": plain_s, "ratio": plain_s / ours_s, "plain_peak_gb": plain["peak"] / 1e9}
+        result |= {"plain_cpu_s": min(plain["cpu_seconds"])}
+        result["cpu_ratio"] = result["plain_cpu_s"] / result["ours_cpu_s"]
         result["loss_difference"], result["gradient_difference"] = differences(ours, plain)
         print(f"  plain  {plain_s:8.3f} s  {plain['peak'] / 1e9:6.2f} GB   ratio {plain_s / ours_s:.1f}")
         if bench.dtype != bench.plain_dtype:
             same = side("plain", bench, bench.dtype, quick, max(1, repeats // 2), threads)
             result["plain_same_dtype_s"] = min(same["seconds"])
+            result["plain_same_dtype_cpu_s"] = min(same["cpu_seconds"])
             print(f"  plain  {result['plain_same_dtype_s']:8.3f} s  in {bench.dtype}")
     result |= {"repeats": repeats, "threads": ours["threads"], "load_at_start": load, "machine": machine()}
     result |= {"commit": commit(), "torch": torch.__version__, "transformers": transformers.__version__}

@@ -22,21 +22,24 @@ def main(side: str, method: str, num_classes: str, dtype: str, quick: str, repea
     else:
         from .plain import PlainStep as Step
     step = Step(shape, method, int(num_classes), kind)
-    losses, seconds = [step()], []  # the first step warms up, and its gradients are compared
+    losses, seconds, cpu_seconds = [step()], [], []  # the first step warms up, and its gradients are compared
     gradients = {k: p.grad.float().clone() for k, p in step.parameters.items()}
     for _ in range(int(repeats)):
-        start = time.perf_counter()
+        start, start_cpu = time.perf_counter(), time.process_time()
         losses.append(step())
         seconds.append(time.perf_counter() - start)
+        cpu_seconds.append(time.process_time() - start_cpu)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts kilobytes
-    result = {"loss": losses[0], "gradients": gradients, "seconds": seconds, "peak": peak}
+    result = {"loss": losses[0], "gradients": gradients, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak": peak}
     result["threads"] = torch.get_num_threads()
     if side == "ours":
         del step
         if method == "coop":
-            result["rate"] = matmul_rate(kind, 447 if int(num_classes) <= 100 else 4317, shape.text_width)
+            result["rate"], result["cpu_rate"] = matmul_rate(
+                kind, 447 if int(num_classes) <= 100 else 4317, shape.text_width
+            )
         else:
-            result["rate"] = matmul_rate(kind, shape.batch * shape.image_tokens, shape.vision_width)
+            result["rate"], result["cpu_rate"] = matmul_rate(kind, shape.batch * shape.image_tokens, shape.vision_width)
     torch.save(result, Path(out))
 
 

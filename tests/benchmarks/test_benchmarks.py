@@ -72,12 +72,13 @@ def test_what_does_not_fit_is_left_out(monkeypatch):
 
     def side(kind, *rest):
         started.append(kind)
-        return {"seconds": [2.0, 1.0], "peak": 3e9, "rate": 1e12, "threads": 1, "loss": 1.0, "gradients": {}}
+        return {"seconds": [2.0, 1.0], "cpu_seconds": [4.0], "peak": 3e9, "rate": 1e12, "cpu_rate": 1e12, "threads": 1}
 
     monkeypatch.setattr(run, "side", side)
     monkeypatch.setattr(run, "available_bytes", lambda: 16e9)
     result = run.run("coop_1000")
     assert started == ["ours"] and result["ours_s"] == 1.0 and result["ours_peak_gb"] == 3.0
+    assert result["ours_cpu_s"] == 4.0 and result["cpu_ratio"] is None
     assert result["plain_s"] is result["ratio"] is result["plain_peak_gb"] is None
 
 
@@ -124,4 +125,13 @@ def test_flops_by_hand():
 def test_the_rate_is_a_rate():
     from benchmarks.flops import matmul_rate
 
-    assert 1e8 < matmul_rate(torch.float32, 64, 64, seconds=0.01) < 1e15
+    wall, cpu = matmul_rate(torch.float32, 256, 64, seconds=0.01)
+    assert 1e7 < wall < 1e15 and 1e7 < cpu < 1e15
+
+
+def test_a_profile_names_the_matrix_products(capsys):
+    from benchmarks import profile
+
+    profile.main(["dpt_fp32", "--quick", "--rows", "40"])
+    printed = capsys.readouterr().out
+    assert "aten::mm" in printed and "aten::addmm" in printed and "FrozenAttention" in printed
