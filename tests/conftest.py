@@ -96,6 +96,12 @@ def save_tiny_clip(folder: Path, seed: int = 0) -> Path:
 
 
 @pytest.fixture(scope="session")
+def make_tiny_clip():
+    """`save_tiny_clip(folder, seed)`, for tests that need a second backbone."""
+    return save_tiny_clip
+
+
+@pytest.fixture(scope="session")
 def tiny_clip_folder(tmp_path_factory) -> Path:
     """A CLIPModel folder (model, tokenizer, preprocessor) with random weights."""
     return save_tiny_clip(tmp_path_factory.mktemp("backbones") / "tiny-random-clip")

@@ -224,10 +224,8 @@ def test_a_description_that_is_none(folder, tiny_clip, text):
     fails(folder, "not a duotune artifact's description", tiny_clip)
 
 
-def test_another_backbone(folder, tmp_path):
-    from conftest import save_tiny_clip
-
-    other = load_backbone(str(save_tiny_clip(tmp_path / "other", seed=1)), device="cpu")
+def test_another_backbone(folder, tmp_path, make_tiny_clip):
+    other = load_backbone(str(make_tiny_clip(tmp_path / "other", seed=1)), device="cpu")
     fails(folder, "fingerprint.*allow_other_backbone=True", other)
     assert artifacts.load(folder, other, allow_other_backbone=True).backbone is other
 

@@ -95,7 +95,7 @@ def main(args) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.what == "table":
         return print(table(rows_of(args.out)))
-    backbone = load_backbone(args.backbone, device="cpu")
+    backbone = load_backbone(args.backbone, dtype=args.dtype, device="cpu")
     done = {(r["task"], r["method"], r["seed"], json.dumps(r["settings"])) for r in rows_of(args.out)}
     for seed in range(1, 2 if args.what == "select" else args.seeds + 1):
         for task in tasks:
@@ -122,6 +122,7 @@ if __name__ == "__main__":
     parser.add_argument("what", choices=["select", "run", "table"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--backbone", default="tiny")
+    parser.add_argument("--dtype", default="bfloat16", help="of the frozen backbone; the prompts stay float32")
     parser.add_argument("--tasks")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=5)

@@ -79,11 +79,10 @@ def test_a_changed_image_and_a_lost_shard_are_computed_anew(tiny_clip, tmp_path)
     assert cache.statistics.corrupt >= 1
 
 
-def test_another_backbone_never_gets_these_features(tiny_clip, items, tmp_path, tmp_path_factory):
-    from conftest import save_tiny_clip
+def test_another_backbone_never_gets_these_features(tiny_clip, items, tmp_path, tmp_path_factory, make_tiny_clip):
     from duotune.backbones import load_backbone
 
-    other = load_backbone(str(save_tiny_clip(tmp_path_factory.mktemp("other"), seed=1)), device="cpu")
+    other = load_backbone(str(make_tiny_clip(tmp_path_factory.mktemp("other"), seed=1)), device="cpu")
     cache, transform = FeatureCache(tmp_path), evaluation_transform(tiny_clip)
     ours = frozen_features(tiny_clip, items, transform, cache=cache, workers=0, progress=False)
     theirs = frozen_features(other, items, transform, cache=cache, workers=0, progress=False)

@@ -150,8 +150,13 @@ class Method(nn.Module, abc.ABC):
         names = tuple(class_names)
         if not names or any(not n.strip() for n in names):
             raise ClassNamesError("class names must be a non-empty list of non-empty strings")
-        if doubled := sorted({n for n in names if names.count(n) > 1}):
-            raise ClassNamesError(f"class names must be different; {doubled} occur more than once")
+        read = [" ".join(n.replace("_", " ").split()) for n in names]
+        if "" in read:
+            raise ClassNamesError(f"class name {names[read.index('')]!r} is empty once underscores read as spaces")
+        if doubled := sorted({n for n, r in zip(names, read) if read.count(r) > 1}):
+            raise ClassNamesError(
+                f"class names must be different (underscores read as spaces); {doubled} occur more than once"
+            )
         for t in [template] if isinstance(template, str) else template:
             if t.count("{}") != 1:
                 raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {t!r}")

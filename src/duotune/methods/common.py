@@ -14,7 +14,7 @@ from .base import ImageBatch
 
 def fill(template: str, class_names: Sequence[str]) -> list[str]:
     """The template with each class name put in; underscores read as spaces."""
-    return [template.format(name.replace("_", " ")) for name in class_names]
+    return [template.replace("{}", name.replace("_", " ")) for name in class_names]
 
 
 def template_features(backbone: DualEncoder, class_names: Sequence[str], template: str | Sequence[str]) -> Tensor:

@@ -55,8 +55,10 @@ class TextContextConfig(MethodConfig):
             yield f"num_context_tokens must be at least 1, not {self.num_context_tokens}"
         if self.position not in POSITIONS:
             yield f"position must be one of {', '.join(POSITIONS)}, not {self.position!r}"
-        if self.text_lr <= 0:
+        if not 0 < self.text_lr < float("inf"):
             yield f"text_lr must be positive, not {self.text_lr}"
+        if self.text_warmup_epochs < 0:
+            yield f"text_warmup_epochs must not be negative, not {self.text_warmup_epochs}"
 
 
 class TextContext(nn.Module):

@@ -34,7 +34,7 @@ class LinearProbeConfig(MethodConfig):
     def faults(self) -> Iterator[str]:
         if self.init not in ("zeros", "text"):
             yield f"init must be 'zeros' or 'text', not {self.init!r}"
-        if self.lr <= 0:
+        if not 0 < self.lr < float("inf"):
             yield f"lr must be positive, not {self.lr}"
 
 
