@@ -62,10 +62,10 @@ def test_captions_are_read_once_and_batches_do_not_matter(backbone):
     assert torch.equal(alone.hidden[0], together.hidden[1, : captions[1].length])
     backbone.double()
     assert backbone.encode_captions(captions[:1]).hidden.dtype == torch.float64 and len(counted) == 3
-    for i in range(REMEMBERED_TEXTS + 3):
-        backbone._texts[f"filler {i}"] = alone.hidden
-        backbone._encode("cat")
-    assert len(backbone._texts) <= REMEMBERED_TEXTS + 1
+    for i in range(REMEMBERED_TEXTS + 3):  # the oldest make room
+        backbone._encode(f"cat {i}")
+    assert len(backbone._texts) == REMEMBERED_TEXTS
+    assert "cat 0" not in backbone._texts and f"cat {REMEMBERED_TEXTS + 2}" in backbone._texts
 
 
 def test_remembered_features_serve_where_gradients_are_wanted(backbone, pixels):
