@@ -93,8 +93,8 @@ class InverseProjection(nn.Module):
 def transposed_pseudo_inverse(weight: Tensor) -> Tensor:
     """(e, d) -> Moore-Penrose inverse (e, d) of its transpose, float64.
 
-    Weights of full column rank go through the normal equations, tens of times faster than a singular value
-    decomposition; the product with the weight, which must be the identity, tells whether that was exact.
+    Weights of full column rank go through the normal equations, which cost less than a singular value decomposition;
+    the product with the weight, which must be the identity, tells whether that was exact.
     """
     if weight.is_meta:
         return torch.empty_like(weight, dtype=torch.float64)
