@@ -71,15 +71,22 @@ class BidirectionalAttention(nn.Module):
         self.out_l_proj = tagged(nn.Linear(inner_dim, text_dim), "xavier")
 
     def forward(
-        self, visual: Tensor, text: Tensor, text_mask: Tensor | None = None, tokens: FusionTokens | None = None
+        self,
+        visual: Tensor,
+        text: Tensor,
+        text_mask: Tensor | None = None,
+        tokens: FusionTokens | None = None,
+        visual_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """-> updates (Δv like visual, Δl like text).
 
         Args:
-            visual: (B, N, d_v). All positions are attended to, those of image padding too.
+            visual: (B, N, d_v).
             text: (B, T, d_l). text_mask: (B, T), nonzero for tokens that image queries may attend to; None for all.
                 Text queries run for every position, valid or not.
             tokens: further keys and values.
+            visual_mask: (B, N), nonzero for positions that text queries may attend to; None for all, those of image
+                padding too, which is how GLIP does it.
         """
         tokens = tokens or FusionTokens()
         batch, positions, length = visual.shape[0], visual.shape[1], text.shape[1]
@@ -104,7 +111,7 @@ class BidirectionalAttention(nn.Module):
         scores = clamp_scores(scores.view(batch, self.heads, keys.shape[2], -1))
 
         delta_v = self._update_visual(scores[..., :positions], values_l, text_mask, length)
-        delta_l = self._update_text(scores[:, :, :length], everything)
+        delta_l = self._update_text(scores[:, :, :length], everything, visual_mask)
         return delta_v, delta_l
 
     def _update_visual(self, scores: Tensor, values: Tensor, text_mask: Tensor | None, length: int) -> Tensor:
@@ -118,9 +125,12 @@ class BidirectionalAttention(nn.Module):
         folded = (values @ out_weight).reshape(batch, self.heads * keys, -1)
         return attention.reshape(batch, -1, positions).transpose(1, 2) @ folded + self.out_v_proj.bias
 
-    def _update_text(self, scores: Tensor, visual: Tensor) -> Tensor:
+    def _update_text(self, scores: Tensor, visual: Tensor, visual_mask: Tensor | None = None) -> Tensor:
         """scores (B, heads, T, N + n), visual (B, N + n, d_v) -> (B, T, d_l)."""
         batch, _, length, positions = scores.shape
+        if visual_mask is not None:
+            seen = F.pad(visual_mask.to(torch.bool), (0, positions - visual_mask.shape[1]), value=True)
+            scores = scores.masked_fill(seen.logical_not()[:, None, None], torch.finfo(scores.dtype).min)
         attention = F.dropout(scores.softmax(-1), self.dropout, self.training)
         context = (attention.reshape(batch, -1, positions) @ visual).view(batch, self.heads, length, -1)
         values = context @ self.values_v_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
