@@ -1,0 +1,320 @@
+"""transformers' Grounding DINO and MM Grounding DINO as detectors with ports.
+
+Their modules are run one by one (`duotune.models.grounding_dino`), so that learnt tokens can enter the bidirectional
+attentions and the windows of a Swin; nothing of the model is replaced.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ClassNamesError, ConfigError, DataError, PortError
+from ..grounding import Caption, CaptionPrompt, build_caption
+from ..models.glip.boxes import multiclass_nms
+from ..models.glip.detection import class_scores
+from ..models.grounding_dino import (
+    GroundingDinoOutput,
+    LinearProbeHead,
+    LossWeights,
+    Pictures,
+    Target,
+    decode,
+    detection_losses,
+    encode_image,
+    encode_text,
+    fuse,
+    predict,
+    sentence_starts,
+)
+from ..models.grounding_dino.image import is_swin
+from ..models.grounding_dino.losses import corners
+from ..models.grounding_dino.text import DELIMITERS
+from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, Port, WindowTokens
+
+REMEMBERED_TEXTS = 64
+MAX_DETECTIONS = 300
+"""Boxes per picture in the evaluation of the authors."""
+
+
+class GroundingDinoBackbone(Detector):
+    """Ports of a `GroundingDinoForObjectDetection` or `MMGroundingDinoForObjectDetection`.
+
+    Feature maps are the projected levels before the encoder and, as the last of the list, (B, 4) int64 sizes: height
+    and width of each picture, and of the padded batch.
+
+    Args:
+        name: what it was loaded from.
+        model: frozen and put into eval mode here.
+        tokenizer: a fast BERT tokenizer.
+        pictures: how pictures become pixels.
+
+    Attributes:
+        gradient_checkpointing: recompute an encoder layer in the backward pass instead of keeping its inner tensors.
+    """
+
+    caption_style = "sentences"
+
+    def __init__(self, name: str, model: nn.Module, tokenizer, pictures: Pictures | None = None):
+        super().__init__(name, model)
+        config, core = model.config, model.model
+        self.tokenizer, self.pictures = tokenizer, pictures or Pictures()
+        self.normalize, self.pad = self.pictures.normalize, self.pictures.pad
+        self.short_side, self.long_side = self.pictures.short_side, self.pictures.long_side
+        self.max_detections = MAX_DETECTIONS
+        self.max_text_tokens = config.max_text_len
+        self.num_fusion_layers = len(core.encoder.layers)
+        self.visual_width = self.text_width = config.d_model
+        self.fusion_width = core.encoder.layers[0].fusion_layer.attn.embed_dim
+        self.gradient_checkpointing = False
+        self.weights = LossWeights(
+            token_cost=config.class_cost,
+            box_cost=config.bbox_cost,
+            giou_cost=config.giou_cost,
+            box=config.bbox_loss_coefficient,
+            giou=config.giou_loss_coefficient,
+            alpha=config.focal_alpha,
+        )
+        if not is_swin(core):
+            self.ports = self.ports - {Port.VISION_WINDOWS}
+        self._texts: dict[str, tuple[Tensor, Tensor]] = {}  # caption -> (T, d) features, (T,) sentence starts
+
+    @classmethod
+    def load(
+        cls, name: str, source: str | Path, dtype: torch.dtype | None, device: torch.device | str
+    ) -> GroundingDinoBackbone:
+        """Load a folder or Hub id in transformers' format.
+
+        `dtype` None keeps the stored precision, but float32 on a CPU. Raises DataError.
+        """
+        from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
+
+        try:
+            model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
+                source, dtype="auto", output_loading_info=True
+            )
+            tokenizer, pictures = AutoTokenizer.from_pretrained(source), Pictures.from_pretrained(source)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"cannot load the Grounding DINO model {name!r}: {str(error).strip().splitlines()[0]}; expected a "
+                "folder with config.json, model.safetensors, tokenizer and preprocessor files, or a Hub id that is in "
+                "the local cache or reachable"
+            ) from error
+        if missing := sorted(report["missing_keys"]):
+            raise DataError(
+                f"{name!r} lacks {len(missing)} weights of a Grounding DINO (first: {missing[0]}); is it complete?"
+            )
+        check_delimiters(name, tokenizer)
+        if dtype is None and torch.device(device).type == "cpu":
+            dtype = torch.float32
+        return cls(name, model, tokenizer, pictures).to(device=device, dtype=dtype)
+
+    def _apply(self, fn, *args, **kwargs):
+        self._texts.clear()
+        return super()._apply(fn, *args, **kwargs)
+
+    # ------------------------------------------------------------------ what goes in
+
+    @property
+    def block_widths(self) -> tuple[tuple[int, ...], ...]:
+        """Raises PortError if the image tower is no Swin."""
+        config = self.model.config.backbone_config
+        if not is_swin(self.model.model):
+            raise PortError(f"the image tower of {self.name} is a {config.model_type}, which has no windows; try sdpt")
+        return tuple((config.embed_dim << stage,) * depth for stage, depth in enumerate(config.depths))
+
+    def caption(self, class_names: Sequence[str], prompts: Sequence[CaptionPrompt] | None = None) -> Caption:
+        return build_caption(class_names, self.tokenizer, self.max_text_tokens, self.caption_style, prompts)
+
+    def prepare(self, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        pictures = [self.normalize(self.pictures.resize(image)) for image in images]
+        sizes = torch.tensor([picture.shape[1:] for picture in pictures])
+        return self.pad(pictures).to(self.device), sizes
+
+    def encode_image(
+        self, pixel_values: Tensor, window_tokens: WindowTokens | None = None, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        if window_tokens is not None and not is_swin(self.model.model):
+            self.block_widths  # noqa: B018  tells that there are no windows
+        maps = encode_image(self.model.model, pixel_values.to(self.model.dtype), window_tokens)
+        return [*maps, self._sizes(pixel_values, image_sizes)]
+
+    @staticmethod
+    def _sizes(pixel_values: Tensor, image_sizes: Tensor | None) -> Tensor:
+        """(B, 4) as in `GroundingDinoOutput`; without sizes all is picture."""
+        whole = torch.tensor([tuple(pixel_values.shape[-2:])] * len(pixel_values))
+        own = whole if image_sizes is None else torch.as_tensor(image_sizes).cpu().to(whole)
+        if own.shape != whole.shape or bool((own > whole).any()) or bool((own < 1).any()):
+            raise DataError(
+                f"image_sizes must be a height and width within {whole[0].tolist()} per picture, got {own.tolist()}"
+            )
+        return torch.cat([own, whole], 1)
+
+    def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
+        rows = [self._encode(caption.text) for caption in captions]
+        length = max(len(hidden) for hidden, _ in rows)
+        hidden = rows[0][0].new_zeros(len(rows), length, self.text_width)
+        mask = torch.zeros(len(rows), length, dtype=torch.long, device=hidden.device)
+        starts = torch.arange(length, device=hidden.device).repeat(len(rows), 1)
+        for i, (row, row_starts) in enumerate(rows):
+            hidden[i, : len(row)], mask[i, : len(row)], starts[i, : len(row)] = row, 1, row_starts
+        return CaptionFeatures(hidden, mask, starts)
+
+    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
+        if text not in self._texts:
+            while len(self._texts) >= REMEMBERED_TEXTS:
+                self._texts.pop(next(iter(self._texts)))
+            (ids,) = self._tokenize([text])
+            with torch.inference_mode(False), torch.no_grad():  # it may be read where gradients are wanted
+                starts = sentence_starts(ids)
+                self._texts[text] = encode_text(self.model.model, ids[None], starts[None])[0], starts
+        return self._texts[text]
+
+    def _tokenize(self, texts: Sequence[str]) -> list[Tensor]:
+        """(T,) token ids of each text."""
+        found = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_tokens)["input_ids"]
+        return [torch.tensor(ids, device=self.device) for ids in found]
+
+    # ------------------------------------------------------------------ fusion and heads
+
+    def fusion_projections(self, layer: int) -> tuple[nn.Linear, nn.Linear]:
+        attention = self.model.model.encoder.layers[layer].fusion_layer.attn
+        return attention.vision_proj, attention.text_proj
+
+    def fuse(
+        self, maps: Sequence[Tensor], text: CaptionFeatures, prompts: FusionPrompts | None = None
+    ) -> tuple[list[Tensor], CaptionFeatures]:
+        return self._fuse(self.model, maps, text, prompts, self.gradient_checkpointing)
+
+    def read(
+        self,
+        maps: Sequence[Tensor],
+        text: CaptionFeatures,
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+        head: nn.Module | None = None,
+    ) -> DetectorOutput:
+        return self._read(self.model, maps, text, labels, head)
+
+    @staticmethod
+    def _fuse(model, maps, text, prompts=None, checkpointing=False) -> tuple[list[Tensor], CaptionFeatures]:
+        *levels, sizes = maps
+        if text.starts is None:
+            raise ConfigError("Grounding DINO reads sentences: features of captions need `starts`, see encode_captions")
+        levels, hidden = fuse(model.model, levels, sizes, text.hidden, text.mask, text.starts, prompts, checkpointing)
+        return [*levels, sizes], CaptionFeatures(hidden, text.mask, text.starts)
+
+    def _read(self, model, maps, text, labels=None, head=None) -> DetectorOutput:
+        *levels, sizes = maps
+        states = decode(model.model, levels, sizes, text.hidden, text.mask, with_encoder=labels is not None)
+        last = states.hidden.shape[1] - 1
+        layers = [
+            predict(head if head is not None else model, states, text.hidden, layer)
+            for layer in (range(last + 1) if labels is not None else [last])
+        ]
+        raw, losses = GroundingDinoOutput(layers[-1].logits, layers[-1].boxes, sizes), None
+        if labels is not None:
+            length = text.mask.shape[1]
+            targets = [
+                Target.of(label["boxes"].to(raw.boxes), label["positive_map"].to(self.device), size, length)
+                for label, size in zip(labels, sizes)
+            ]
+            losses = detection_losses(layers, states.encoder, targets, text.mask, self.weights)
+        return DetectorOutput(raw.logits, text.mask, raw, losses)
+
+    # ------------------------------------------------------------------ copies to train
+
+    def copy_head(self) -> nn.Module:
+        return LinearProbeHead(self.model).to(self.device)
+
+    def copy_model(self) -> nn.Module:
+        model = copy.deepcopy(self.model).float().requires_grad_(True)
+        if is_swin(model.model):  # the norm behind the last block is that of its output stage
+            model.model.backbone.conv_encoder.model.swin.layernorm.requires_grad_(False)
+        return model
+
+    def text_encoder(self, model: nn.Module) -> nn.Module:
+        return model.model.text_backbone
+
+    def run(
+        self,
+        model: nn.Module,
+        pixel_values: Tensor,
+        captions: Sequence[Caption],
+        labels: Sequence[Mapping[str, Tensor]] | None = None,
+        image_sizes: Tensor | None = None,
+    ) -> DetectorOutput:
+        rows = self._tokenize([caption.text for caption in captions])
+        length = max(len(ids) for ids in rows)
+        ids = torch.zeros(len(rows), length, dtype=torch.long, device=self.device)
+        mask, starts = torch.zeros_like(ids), torch.arange(length, device=self.device).repeat(len(rows), 1)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)], mask[i, : len(row)], starts[i, : len(row)] = row, 1, sentence_starts(row)
+        text = CaptionFeatures(encode_text(model.model, ids, starts), mask, starts)
+        maps = [*encode_image(model.model, pixel_values.to(model.dtype)), self._sizes(pixel_values, image_sizes)]
+        return self._read(model, *self._fuse(model, maps, text), labels)
+
+    # ------------------------------------------------------------------ boxes
+
+    def detections(
+        self,
+        output: DetectorOutput,
+        captions: Sequence[Caption],
+        image_sizes: Tensor,
+        target_sizes: Tensor | None = None,
+        **limits: float,
+    ) -> list[dict[str, Any]]:
+        """As in `Detector`. A class's score in a query is its tokens' mean probability; a query may be found for
+        several classes. The best `max_detections` (300) pairs are kept, with a score above `score_threshold` (0);
+        suppression of overlapping boxes of a class happens only if `nms_threshold` is given.
+        """
+        if unknown := sorted(set(limits) - {"score_threshold", "nms_threshold", "max_detections"}):
+            raise ConfigError(f"unknown limits {unknown}; known: score_threshold, nms_threshold, max_detections")
+        return [
+            self._decode(
+                output.raw,
+                index,
+                caption,
+                image_sizes[index],
+                None if target_sizes is None else target_sizes[index],
+                limits,
+            )
+            for index, caption in enumerate(captions)
+        ]
+
+    def _decode(self, raw, index: int, caption: Caption, image_size, target_size, limits) -> dict[str, Any]:
+        """Boxes of one picture."""
+        if not any(caption.tokens):
+            raise ClassNamesError(f"the caption {caption.text!r} has no token of any class")
+        limit = int(limits.get("max_detections", self.max_detections))
+        scores = class_scores(raw.logits[index], caption.tokens)
+        best = scores.flatten().topk(min(limit, scores.numel()))
+        keep = best.values > limits.get("score_threshold", 0.0)
+        values, pairs = best.values[keep], best.indices[keep]
+        queries, labels = pairs // scores.shape[1], pairs % scores.shape[1]
+        # in pixels of the input first: boxes are relative to what the model took for the picture
+        (height, width), (image_height, image_width) = raw.sizes[index, :2].tolist(), [int(side) for side in image_size]
+        new_height, new_width = (image_height, image_width) if target_size is None else [int(s) for s in target_size]
+        x, y = width * new_width / image_width, height * new_height / image_height
+        boxes = corners(raw.boxes[index, queries].float()) * values.new_tensor([x, y, x, y])
+        boxes = torch.minimum(boxes.clamp(min=0), values.new_tensor([new_width, new_height] * 2))
+        if limits.get("nms_threshold") is not None:
+            inclusive = boxes - boxes.new_tensor([0, 0, 1, 1])
+            kept = multiclass_nms(inclusive, values, labels, limits["nms_threshold"])
+            boxes, values, labels = boxes[kept], values[kept], labels[kept]
+        names = [caption.names[label] for label in labels.tolist()]
+        return {"boxes": boxes, "scores": values, "labels": labels, "names": names}
+
+
+def check_delimiters(name: str, tokenizer) -> None:
+    """Raises DataError if the tokenizer's [CLS], [SEP], "." and "?" are not those at which the model ends sentences."""
+    own = tokenizer.convert_tokens_to_ids(["[CLS]", "[SEP]", ".", "?"])
+    if tuple(own) != DELIMITERS:
+        raise DataError(
+            f"the tokenizer of {name!r} writes [CLS], [SEP], '.' and '?' as {own}; Grounding DINO ends sentences at "
+            f"{list(DELIMITERS)}: use the tokenizer of bert-base-uncased"
+        )

@@ -1,0 +1,178 @@
+"""Matching and losses of Grounding DINO (arXiv 2303.05499, section 3.5), written from the papers.
+
+Each box is matched with one query (Hungarian matching over token, L1 and GIoU costs). Tokens learn with a sigmoid
+focal loss over the tokens of the caption, matched boxes with L1 and GIoU. The same is asked of the output of every
+decoder layer and of the positions that the encoder chose, each with a matching of its own.
+
+    total = Σ over outputs  [2 · focal + 5 · L1 + 2 · (1 - GIoU)] / number of boxes in the batch
+
+transformers has such a loss too; what is wrong with it is told in `docs/backbones.md`. Queries with noise (DINO's
+denoising) take part in pre-training alone and are not here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..glip.losses import mean_over_processes, token_focal_loss
+
+UNLIKELY = 1e9
+"""Cost in place of one that is no finite number: such a pair is matched where there is no other."""
+
+
+@dataclass
+class LossWeights:
+    """Weights of matching costs and of losses; `alpha` and `gamma` are the focal loss's."""
+
+    token_cost: float = 1.0
+    box_cost: float = 5.0
+    giou_cost: float = 2.0
+    token: float = 2.0
+    box: float = 5.0
+    giou: float = 2.0
+    alpha: float = 0.25
+    gamma: float = 2.0
+
+
+@dataclass
+class Prediction:
+    """One output for a batch.
+
+    Attributes:
+        logits: (B, Q, T). boxes: (B, Q, 4) centre x, centre y, width, height in 0..1 of the picture.
+    """
+
+    logits: Tensor
+    boxes: Tensor
+
+
+@dataclass
+class Target:
+    """What is in one picture.
+
+    Attributes:
+        boxes: (M, 4) as in `Prediction`. tokens: (M, T) float 0/1, tokens of each box's phrase.
+    """
+
+    boxes: Tensor
+    tokens: Tensor
+
+    @classmethod
+    def of(cls, boxes: Tensor, positive_map: Tensor, size: Tensor, length: int) -> Target:
+        """Args:
+        boxes: (M, 4) xyxy pixels. positive_map: (M, T'), nonzero for tokens of the phrase; T' may be any length.
+        size: (2,) height and width of the picture in pixels. length: T.
+        """
+        height, width = size.tolist()
+        low, high = boxes[:, :2], boxes[:, 2:]
+        boxes = torch.cat([(low + high) / 2, high - low], 1) / boxes.new_tensor([width, height, width, height])
+        rows = (positive_map[:, :length] != 0).to(boxes)
+        return cls(boxes, F.pad(rows, (0, length - rows.shape[1])))
+
+
+def corners(boxes: Tensor) -> Tensor:
+    """Centre and size (…, 4) -> xyxy."""
+    return torch.cat([boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2], -1)
+
+
+def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
+    """Generalised IoU (Rezatofighi et al., arXiv 1902.09630) of xyxy boxes (…, 4), broadcast, -> (…)."""
+    tiny = torch.finfo(boxes.dtype).tiny
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
+    other_area = (others[..., 2:] - others[..., :2]).prod(-1)
+    low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
+    inter = (high - low).clamp(min=0).prod(-1)
+    union = (area + other_area - inter).clamp(min=tiny)
+    low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
+    hull = (high - low).prod(-1).clamp(min=tiny)
+    return inter / union - (hull - union) / hull
+
+
+@torch.no_grad()
+def match(
+    logits: Tensor, boxes: Tensor, target: Target, text_mask: Tensor, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    """One picture's queries and the boxes that they are responsible for: two (min(Q, M),) int64 tensors.
+
+    The token cost of a pair is the mean, over the tokens of the box's phrase, of what the focal loss would be with
+    this token positive less what it would be with it negative.
+
+    Args:
+        logits: (Q, T). boxes: (Q, 4). text_mask: (T,), nonzero for tokens of the caption.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if not len(target.boxes):
+        return (torch.empty(0, dtype=torch.long, device=boxes.device),) * 2
+    gain = token_focal_loss(logits, torch.ones_like(logits), weights.alpha, weights.gamma)
+    gain = gain - token_focal_loss(logits, torch.zeros_like(logits), weights.alpha, weights.gamma)
+    tokens = target.tokens * (text_mask != 0)
+    token_cost = gain @ (tokens / tokens.sum(1, keepdim=True).clamp(min=1)).T
+    box_cost = torch.cdist(boxes, target.boxes, p=1)
+    giou_cost = -generalized_iou(corners(boxes)[:, None], corners(target.boxes)[None])
+    cost = weights.token_cost * token_cost + weights.box_cost * box_cost + weights.giou_cost * giou_cost
+    cost = torch.nan_to_num(cost, nan=UNLIKELY, posinf=UNLIKELY, neginf=-UNLIKELY)
+    rows, columns = linear_sum_assignment(cost.cpu().numpy())
+    return torch.as_tensor(rows, device=boxes.device), torch.as_tensor(columns, device=boxes.device)
+
+
+def output_losses(
+    prediction: Prediction, targets: Sequence[Target], text_mask: Tensor, weights: LossWeights, count: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weighted focal, L1 and GIoU losses of one output, scalars.
+
+    Args:
+        text_mask: (B, T), nonzero for tokens of the caption. count: what sums are divided by.
+    """
+    logits, boxes = _wide(prediction.logits), _wide(prediction.boxes)
+    wanted = torch.zeros_like(logits)
+    found, true = [], []
+    for index, target in enumerate(targets):
+        queries, rows = match(logits[index], boxes[index], target, text_mask[index], weights)
+        wanted[index, queries] = target.tokens[rows]
+        found.append(boxes[index, queries])
+        true.append(target.boxes[rows])
+    focal = token_focal_loss(logits, wanted, weights.alpha, weights.gamma)
+    token = (focal * (text_mask != 0)[:, None]).sum() / count
+    found, true = torch.cat(found), torch.cat(true)
+    box = (found - true).abs().sum() / count
+    giou = (1 - generalized_iou(corners(found), corners(true))).sum() / count
+    return weights.token * token, weights.box * box, weights.giou * giou
+
+
+def detection_losses(
+    layers: Sequence[Prediction],
+    encoder: Prediction | None,
+    targets: Sequence[Target],
+    text_mask: Tensor,
+    weights: LossWeights,
+) -> dict[str, Tensor]:
+    """Weighted losses of a batch, scalars; their sum is what is minimised.
+
+    Args:
+        layers: the decoder's, in order. encoder: of the positions that the encoder chose; None if it chose none.
+        targets: one per picture. text_mask: (B, T), nonzero for tokens of the caption.
+
+    Returns:
+        loss_token, loss_box, loss_giou of the last layer; loss_auxiliary of all before it together; loss_encoder.
+    """
+    boxes = _wide(layers[-1].boxes)
+    targets = [Target(target.boxes.to(boxes), target.tokens.to(boxes)) for target in targets]
+    count = mean_over_processes(boxes.new_tensor(sum(len(t.boxes) for t in targets))).clamp(min=1)
+    of = lambda prediction: output_losses(prediction, targets, text_mask, weights, count)
+    losses = dict(zip(("loss_token", "loss_box", "loss_giou"), of(layers[-1])))
+    if len(layers) > 1:
+        losses["loss_auxiliary"] = sum(sum(of(layer)) for layer in layers[:-1])
+    if encoder is not None:
+        losses["loss_encoder"] = sum(of(encoder))
+    return losses
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In no less than float32."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
