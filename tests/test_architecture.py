@@ -17,6 +17,7 @@ PACKAGE = Path(duotune.__file__).parent
 HEIGHT = {
     "errors": 0,
     "registry": 1,
+    "settings": 1,
     "grounding": 1,
     "prompts": 2,
     "models": 2,

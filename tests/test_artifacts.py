@@ -207,7 +207,7 @@ def test_weights_that_do_not_fit(folder, tiny_clip, tensors, match):
         (lambda v: v.pop("fingerprint"), "incomplete.*fingerprint"),
         (lambda v: v.update(tensors=3), "incomplete"),
         (lambda v: v.update(method="coup"), "did you mean 'coop'"),
-        (lambda v: v["config"].update(shiny=1), "unknown settings.*shiny"),
+        (lambda v: v["config"].update(shiny=1), "unknown setting.*shiny"),
         (lambda v: v.update(class_names=["cat", "cat"]), "occur more than once"),
     ],
 )

@@ -14,8 +14,6 @@ Nothing heavy is imported to list or read recipes; `validate` imports the method
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import typing
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, DuotuneError, UnknownNameError
+from ..settings import misfits
 
 CLASSES = ("all", "base", "new")
 
@@ -100,9 +99,7 @@ class Recipe:
         except UnknownNameError as error:
             yield str(error)
             return
-        yield from misfits(config, self.settings, f"setting of {self.method}")
-        good = {k: v for k, v in self.settings.items() if not any(misfits(config, {k: v}, ""))}
-        yield from config(**good).faults()
+        yield from config.faults_of(self.settings, f"setting of {self.method}")
 
     def validate(self) -> Recipe:
         """self, if every value fits. Raises ConfigError with every fault at once."""
@@ -125,32 +122,6 @@ class Recipe:
         changes["settings"] = {**old, **changes.get("settings", {})}
         changes["training"] = {**self.training, **changes.get("training", {})}
         return dataclasses.replace(self, **changes)
-
-
-def misfits(kind: type, values: dict[str, Any], what: str) -> Iterator[str]:
-    """Faults of `values` as fields of the dataclass `kind`: unknown names and wrong types."""
-    hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind)]
-    for name, value in values.items():
-        if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            listing = f" (known: {', '.join(sorted(known)) or 'none'})" if len(known) < 40 else ""
-            yield f"unknown {what} {name!r}{hint}{listing}"
-        elif not _fits(value, hints[name]):
-            expected = getattr(hints[name], "__name__", str(hints[name]))
-            yield f"{name} must be {expected}, not {value!r}"
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if arguments := [a for a in typing.get_args(kind) if typing.get_origin(kind) not in (dict, list)]:
-        return any(_fits(value, a) for a in arguments)  # "str | None"
-    kind = typing.get_origin(kind) or kind
-    if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return kind is Any or isinstance(value, kind)
 
 
 def parse_value(text: str) -> Any:
@@ -231,4 +202,4 @@ def _number(value: Any) -> Any:
     return parse_value(value) if isinstance(value, str) and value[:1] in "0123456789.-+" else value
 
 
-__all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "misfits", "parse_assignments", "parse_value"]
+__all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "parse_assignments", "parse_value"]

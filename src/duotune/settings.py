@@ -1,0 +1,47 @@
+"""Values against the fields of a dataclass: names that it does not have, types that do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+def misfits(kind: type, values: Mapping[str, Any], what: str) -> Iterator[str]:
+    """One sentence per entry of `values` that is no field of the dataclass `kind`, or of another type than it says.
+
+    Args:
+        what: what an entry is called ("recipe key").
+    """
+    hints = typing.get_type_hints(kind)
+    known = [f.name for f in dataclasses.fields(kind)]
+    for name, value in values.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            listing = f" (known: {', '.join(sorted(known)) or 'none'})" if len(known) < 40 else ""
+            yield f"unknown {what} {name!r}{hint}{listing}"
+        elif not fits(value, hints[name]):
+            plain = isinstance(hints[name], type) and not typing.get_args(hints[name])
+            yield f"{name} must be {hints[name].__name__ if plain else hints[name]}, not {value!r}"
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Is `value` of the annotated type `kind`? An int is a float too, a tuple is a list too, a bool is no number."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is list:
+        return isinstance(value, (list, tuple)) and all(fits(v, a) for a in arguments for v in value)
+    if origin is dict:
+        return isinstance(value, dict)
+    if arguments:
+        return any(fits(value, a) for a in arguments)  # "str | None"
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return kind is Any or isinstance(value, kind)
+
+
+__all__ = ["fits", "misfits"]
