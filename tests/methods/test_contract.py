@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ import torch
 from duotune import attach
 from duotune.backbones.base import Backbone, Port
 from duotune.errors import ClassNamesError, ConfigError, PortError, UnknownNameError
-from duotune.methods import METHODS
+from duotune.methods import DETECTION_METHODS, METHODS
 from duotune.methods.base import ImageBatch, Progress
 
 NAMES = ["cat", "red square", "dog", "grey house boat", "flower"]
 NEW_NAMES = ["tree", "blue car", "plane"]
 ALL = list(METHODS)
+METHOD_CONFIGS = {name: METHODS.get(name).Config for name in METHODS} | {"sdpt": DETECTION_METHODS.get("sdpt").Config}
 LEARNING = [name for name in ALL if name != "zero_shot"]
 WITH_TEXT = ["coop", "vlp", "dpt"]
 
@@ -237,8 +240,32 @@ def test_a_config_names_all_its_faults_at_once(tiny_clip, method):
     with pytest.raises(ConfigError) as caught:
         attach(tiny_clip, method, NAMES, **settings)
     assert len(caught.value.faults) == count
-    with pytest.raises(ConfigError, match="unknown settings .'colour'."):
+    with pytest.raises(ConfigError, match="unknown setting of .* 'colour'"):
         attach(tiny_clip, method, NAMES, colour="red")
+
+
+def test_settings_of_another_type_are_told_with_all_other_faults(tiny_clip):
+    wrong = {"num_context_tokens": "four", "text_lr": None, "class_specific": 1, "position": "up", "colour": "red"}
+    with pytest.raises(ConfigError) as caught:
+        attach(tiny_clip, "coop", NAMES, **wrong)
+    told = "; ".join(caught.value.faults)
+    assert len(caught.value.faults) == 5 and "unknown setting of CoOpConfig 'colour'" in told
+    for piece in ("num_context_tokens must be int, not 'four'", "text_lr must be float, not None", "not 'up'"):
+        assert piece in told
+    assert "class_specific must be bool, not 1" in told
+    with pytest.raises(ConfigError, match="layers must be .*, not .1, 'two'."):
+        METHOD_CONFIGS["sdpt"].from_dict({"layers": [1, "two"]})
+
+
+@pytest.mark.parametrize("name", METHOD_CONFIGS)
+def test_every_setting_of_every_method_has_its_type_checked(name):
+    """Built directly, not only from a dictionary; the defaults themselves fit."""
+    config = METHOD_CONFIGS[name]
+    config().validate()
+    fields = [f.name for f in dataclasses.fields(config)]
+    for field in fields:
+        with pytest.raises(ConfigError, match=f"^{field} must be "):
+            config(**{field: object()}).validate()
 
 
 BAD_NAMES = {
@@ -254,6 +281,16 @@ def test_bad_class_names(tiny_clip, method, names):
     given, message = BAD_NAMES[names]
     with pytest.raises(ClassNamesError, match=message):
         attach(tiny_clip, method, given)
+
+
+def test_class_names_that_the_tokenizer_reads_the_same(tiny_clip, monkeypatch):
+    """Letter case, to a tokenizer that lower-cases; not to one that does not."""
+    with pytest.raises(ClassNamesError, match="reads the same in 'Cat' and 'cat'; 'DOG' and 'dog': rename"):
+        attach(tiny_clip, "zero_shot", ["Cat", "tree", "cat", "DOG", "dog"])
+    attach(tiny_clip, "zero_shot", ["Cat", "tree", "dog"])
+    by_letters = lambda texts, **_: SimpleNamespace(input_ids=[[ord(letter) for letter in text] for text in texts])
+    monkeypatch.setattr(tiny_clip, "tokenizer", by_letters)
+    attach(tiny_clip, "linear_probe", ["Cat", "tree", "cat"])
 
 
 @pytest.mark.parametrize("template", ["a photo", "a {} and a {}", ("a {}.", "nothing")])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Port
 from ..errors import ClassNamesError, ConfigError, PortError
+from ..settings import misfits
 
 
 @dataclass
@@ -26,23 +27,31 @@ class MethodConfig:
         """One sentence per setting that does not fit; nothing if all do."""
         yield from ()
 
+    @classmethod
+    def faults_of(cls, values: Mapping[str, Any], what: str | None = None) -> Iterator[str]:
+        """One sentence per unknown name, per value of another type than its annotation, and per value out of range.
+
+        Args:
+            what: what a value is called; "setting of CoOpConfig" and the like if None.
+        """
+        yield from misfits(cls, values, what or f"setting of {cls.__name__}")
+        # `faults` compares numbers: it sees the values whose types fit, and defaults in the others' places
+        yield from cls(**{k: v for k, v in values.items() if not any(misfits(cls, {k: v}, ""))}).faults()
+
     def validate(self) -> None:
         """Raises ConfigError with every fault at once."""
-        if found := list(self.faults()):
+        if found := list(self.faults_of({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})):
             raise ConfigError(*found)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> MethodConfig:
-        """Raises ConfigError naming unknown keys."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ConfigError(f"unknown settings {unknown} for {cls.__name__}; known: {sorted(known)}")
-        config = cls(**values)
-        config.validate()
-        return config
+    def from_dict(cls, values: Mapping[str, Any]) -> MethodConfig:
+        """Raises ConfigError with every unknown name, wrong type and unfit value at once."""
+        if found := list(cls.faults_of(values)):
+            raise ConfigError(*found)
+        return cls(**values)
 
 
 @dataclass
@@ -157,6 +166,12 @@ class Method(nn.Module, abc.ABC):
             raise ClassNamesError(
                 f"class names must be different (underscores read as spaces); {doubled} occur more than once"
             )
+        if alike := _read_alike(backbone, read):
+            pairs = "; ".join(" and ".join(repr(names[i]) for i in group) for group in alike)
+            raise ClassNamesError(
+                f"class names must be different for the tokenizer of {backbone.name}; it reads the "
+                f"same in {pairs}: rename one"
+            )
         for t in [template] if isinstance(template, str) else template:
             if t.count("{}") != 1:
                 raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {t!r}")
@@ -193,3 +208,14 @@ class Method(nn.Module, abc.ABC):
     def artifact_state(self) -> dict[str, Tensor]:
         """What prediction needs of `state_dict`."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith(self.training_only or ("\0",))}
+
+
+def _read_alike(backbone: Backbone, names: Sequence[str]) -> list[list[int]]:
+    """Positions of names that are the same tokens: CLIP's tokenizer does not tell "Cat" from "cat"."""
+    tokenizer = getattr(backbone, "tokenizer", None) or getattr(getattr(backbone, "processor", None), "tokenizer", None)
+    if tokenizer is None:
+        return []
+    same: dict[tuple[int, ...], list[int]] = {}
+    for i, row in enumerate(tokenizer(list(names), add_special_tokens=False).input_ids):
+        same.setdefault(tuple(row), []).append(i)
+    return [group for group in same.values() if len(group) > 1]
