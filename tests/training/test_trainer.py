@@ -399,12 +399,91 @@ def test_resuming_something_else_is_an_error(tiny_clip, picture_data, tmp_path):
     with pytest.raises(ArtifactError, match="no complete checkpoint in"):
         PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data).train(resume_from_checkpoint=True)
     PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data).train()
-    with pytest.raises(ArtifactError, match="another method: 'coop', this run has 'linear_probe'"):
+    with pytest.raises(ArtifactError, match="of another run: method was 'coop', now 'linear_probe'"):
         trainer = PromptTrainer(make(tiny_clip, "linear_probe", picture_data), args, picture_data)
         trainer.train(resume_from_checkpoint=True)
-    with pytest.raises(ArtifactError, match="another config"):
+    with pytest.raises(ArtifactError, match="of another run: num_context_tokens was 16, now 4; resume"):
         trainer = PromptTrainer(make(tiny_clip, "coop", picture_data, num_context_tokens=4), args, picture_data)
         trainer.train(resume_from_checkpoint=True)
+
+
+OTHER_ARGUMENTS = {
+    "views": 2,
+    "augment": False,
+    "num_train_epochs": 5,
+    "per_device_train_batch_size": 4,
+    "gradient_accumulation_steps": 2,
+    "optim": "adamw_torch",
+    "sgd_momentum": 0.5,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "seed": 2,
+    "data_seed": 7,
+}
+
+
+@pytest.fixture(scope="module")
+def begun(tiny_clip, picture_data, tmp_path_factory):
+    """A folder with the checkpoint of one epoch of CoOp."""
+    folder = tmp_path_factory.mktemp("begun")
+    args = arguments(folder, save_strategy="epoch", views=1)
+    PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data, callbacks=[Stop(3)]).train()
+    assert last_checkpoint(folder).endswith("checkpoint-3")
+    return folder
+
+
+@pytest.mark.parametrize("name", OTHER_ARGUMENTS)
+def test_resuming_with_another_argument_is_told(tiny_clip, picture_data, begun, name):
+    old = arguments(begun, views=1)
+    was, now = {**vars(old), "data_seed": 1}[name], OTHER_ARGUMENTS[name]
+    was, now = (repr(str(getattr(v, "value", v))) if name == "optim" else repr(v) for v in (was, now))
+    args = arguments(begun, **{"views": 1, name: OTHER_ARGUMENTS[name]})
+    with pytest.raises(ArtifactError) as caught:
+        PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data).train(resume_from_checkpoint=True)
+    assert f"{name} was {was}, now {now}" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_resuming_on_other_images_or_another_template_is_told(tiny_clip, picture_data, begun):
+    from dataclasses import replace
+
+    def resume(data, **changes):
+        model = attach(tiny_clip, "coop", data.class_names, data.template, SETTINGS["coop"])
+        PromptTrainer(model, arguments(begun, views=1, **changes), data).train(resume_from_checkpoint=True)
+
+    fewer = replace(picture_data, train=picture_data.train[:-1])
+    with pytest.raises(ArtifactError, match="training_images was 24, now 23; training_data was '[0-9a-f]{16}', now"):
+        resume(fewer)
+    swapped = [replace(picture_data.train[0], label=1), *picture_data.train[1:]]
+    with pytest.raises(ArtifactError, match="of another run: training_data was"):
+        resume(replace(picture_data, train=tuple(swapped)))
+    with pytest.raises(ArtifactError, match="template was 'a drawing of a {}.', now 'a {}.'"):
+        resume(replace(picture_data, template="a {}."))
+    with pytest.raises(ArtifactError, match="num_shots was not set, now 2; shots_seed was not set, now 3; training_im"):
+        resume(picture_data, num_shots=2, shots_seed=3)
+
+
+def test_resuming_where_the_data_has_moved(tiny_clip, picture_folder, picture_data, tmp_path, monkeypatch):
+    """The same images under a relative path, and in a copy elsewhere."""
+    from dataclasses import replace
+    from pathlib import Path
+    from shutil import copytree
+
+    copytree(picture_folder, tmp_path / "copy")
+    args = arguments(tmp_path / "run", save_strategy="epoch", views=1)
+    PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data, callbacks=[Stop(3)]).train()
+    monkeypatch.chdir(tmp_path)
+    move = lambda item: replace(item, path=Path("copy") / item.path.relative_to(picture_folder))
+    moved = replace(picture_data, train=tuple(map(move, picture_data.train)))
+    trainer = PromptTrainer(make(tiny_clip, "coop", moved), args, moved)
+    assert trainer.train(resume_from_checkpoint=True).global_step == 12
+
+
+def test_a_torn_identity_is_one_line(tiny_clip, picture_data, tmp_path):
+    args = arguments(tmp_path, save_strategy="epoch", views=1)
+    PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data).train()
+    (tmp_path / "checkpoint-12" / "checkpoint.json").write_text("{")
+    with pytest.raises(ArtifactError, match="cannot read .*checkpoint.json"):
+        PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data).train(resume_from_checkpoint=True)
 
 
 # the rest of transformers' Trainer

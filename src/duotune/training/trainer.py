@@ -39,10 +39,11 @@ from ..data.torch_dataset import ImageDataset, check_images
 from ..data.transforms import Transform
 from ..errors import ArtifactError, ConfigError, TrainingError
 from ..methods.base import Progress
-from ..model import PromptedModel
+from ..model import PromptedDetector, PromptedModel
 from .arguments import PromptTrainingArguments
 from .cache import FeatureCache
 from .features import FeatureDataset, PixelsAndFeatures, collate, evaluation_transform, frozen_features, train_transform
+from .identity import differences, items_identity
 from .schedule import epoch_schedule, learning_rate, optimizer_groups
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,8 @@ logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime 
 class PromptTrainer(Trainer):
     """Trains the method of a `PromptedModel`; its backbone stays frozen and in eval mode.
 
+    Of a `PromptedDetector` this makes a `training.detection.DetectionTrainer`.
+
     Args:
         model: from `attach`.
         args: see `PromptTrainingArguments`.
@@ -68,12 +71,21 @@ class PromptTrainer(Trainer):
 
     Attributes:
         cache: the `FeatureCache`, or None.
+        drawn: how the training images were drawn ("num_shots", "shots_seed"); part of what checkpoints are known by.
+            Whoever draws them before handing `data` in may say so here.
         broken: name of each image that was skipped -> why.
 
     Raises:
         ConfigError: neither or both of `data` and `train_dataset`, or no validation images to select by.
         DataError: too many images cannot be read.
     """
+
+    def __new__(cls, model: PromptedModel, *_: Any, **__: Any) -> PromptTrainer:
+        if cls is PromptTrainer and isinstance(model, PromptedDetector):
+            from .detection import DetectionTrainer
+
+            cls = DetectionTrainer
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -92,13 +104,10 @@ class PromptTrainer(Trainer):
         if args.data_seed is None:
             args.data_seed = args.seed
         self.broken: dict[str, str] = {}
+        self.drawn = {"num_shots": args.num_shots, "shots_seed": args.shots_seed} if args.num_shots else {}
         self.cache = FeatureCache(args.cache_dir, int(args.cache_gb * 1e9)) if args.cache_dir else None
         if data is not None:
-            if tuple(data.class_names) != model.class_names:
-                raise ConfigError(
-                    f"the model classifies into {len(model.class_names)} classes, {data.name} has other "
-                    f"{len(data.class_names)}; attach with data.class_names, or call set_classes"
-                )
+            self._check_classes(model, data)
             data = data.few_shot(args.num_shots, args.shots_seed) if args.num_shots else data
             if not data.train:
                 raise ConfigError(f"{data.name} has no training images")
@@ -106,6 +115,11 @@ class PromptTrainer(Trainer):
                 train_dataset = self._make_dataset(model, args, data.train, transform, training=True)
                 if data.val:
                     eval_dataset = self._make_dataset(model, args, data.val, None, training=False)
+            self._data = self._items_identity([item for item in data.train if item.key not in self.broken])
+        else:
+            self._data = {"training_images": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
+        if transform is not None:
+            self._data["transform"] = transform.key()
         if eval_dataset is None and args.metric_for_best:
             raise ConfigError(f"metric_for_best={args.metric_for_best!r} needs validation images, and there are none")
         if isinstance(train_dataset, FeatureDataset):
@@ -131,6 +145,20 @@ class PromptTrainer(Trainer):
         super().remove_callback(callback)
         if callback is ProgressCallback:
             super().remove_callback(OneBar)
+
+    @staticmethod
+    def _check_classes(model: PromptedModel, data: Any) -> None:
+        """Raises ConfigError if the data has other classes than the model."""
+        if tuple(data.class_names) != model.class_names:
+            raise ConfigError(
+                f"the model has {len(model.class_names)} classes, {data.name} has other "
+                f"{len(data.class_names)}; attach with data.class_names, or call set_classes"
+            )
+
+    @staticmethod
+    def _items_identity(items: list[Any]) -> dict[str, Any]:
+        """What checkpoints know the training images by."""
+        return items_identity(items)
 
     def _make_dataset(
         self,
@@ -306,25 +334,46 @@ class PromptTrainer(Trainer):
         (folder / IDENTITY).write_text(json.dumps(self._identity(), indent=2))
 
     def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to go on as if it had never stopped."""
+        args, model = self.args, self.model
         return {
-            "method": self.model.method_name,
-            "config": self.model.method.config.to_dict(),
-            "fingerprint": self.model.backbone.fingerprint(),
-            "class_names": list(self.model.class_names),
+            "method": model.method_name,
+            "config": model.method.config.to_dict(),
+            "fingerprint": model.backbone.fingerprint(),
+            "class_names": list(model.class_names),
+            "template": model.method.template,
+            **self.drawn,
+            **self._data,
+            "views": args.views,
+            "augment": args.augment,
             "num_train_epochs": self.num_epochs,
-            "seed": self.args.seed,
+            "per_device_train_batch_size": args.per_device_train_batch_size,
+            "gradient_accumulation_steps": args.gradient_accumulation_steps,
+            "devices": args.world_size * max(1, args.n_gpu),
+            "optim": str(getattr(args.optim, "value", args.optim)),
+            "sgd_momentum": args.sgd_momentum,
+            "weight_decay": args.weight_decay,
+            "max_grad_norm": args.max_grad_norm,
+            "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
+            "metric_for_best": args.metric_for_best,
+            "seed": args.seed,
+            "data_seed": args.data_seed,
         }
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
         if not _is_complete(folder):
             raise ArtifactError(f"{folder} is no complete checkpoint; expected {STATE}, {IDENTITY}, {TRAINER_STATE}")
-        saved, ours = json.loads((folder / IDENTITY).read_text()), json.loads(json.dumps(self._identity()))
-        if different := [k for k in ours if saved.get(k) != ours[k]]:
-            key = different[0]
+        try:
+            saved = json.loads((folder / IDENTITY).read_text())
+        except (OSError, ValueError) as error:
             raise ArtifactError(
-                f"{folder} has another {key}: {saved.get(key)!r}, this run has {ours[key]!r}; resume with the settings "
-                "it was trained with"
+                f"cannot read {folder / IDENTITY} ({error}); resume from an earlier checkpoint"
+            ) from error
+        if changed := differences(saved, json.loads(json.dumps(self._identity()))):
+            raise ArtifactError(
+                f"{folder} is of another run: {'; '.join(changed)}; resume with the settings it was trained with, or "
+                "train anew"
             )
         self._restore(folder)
 
