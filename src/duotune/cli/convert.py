@@ -6,6 +6,7 @@ duotune convert openai-clip ViT-B-16.pt clip-b16 --bpe bpe_simple_vocab_16e6.txt
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from .options import option, quiet
 
@@ -27,7 +28,10 @@ class Options:
 def run(options: Options) -> int:
     quiet()
     from ..conversion import convert_openai_clip
+    from ..recipes.claim import check_writable
 
+    if not Path(options.out).exists():
+        check_writable(options.out)
     out = convert_openai_clip(options.file, options.out, options.bpe, options.tokenizer, options.dtype)
     print(f"wrote {out}; use it as --backbone {out}")
     return 0

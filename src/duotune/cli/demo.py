@@ -7,9 +7,11 @@ runs/demo/metrics.json.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..recipes import Recipe, load_recipe
 from .options import option, quiet
-from .output import size, table
+from .output import counted, size, table
 
 HELP = "compare zero-shot, CoOp, VPT, VLP and DPT on embedded data"
 TASK = "tiny-effects"
@@ -28,23 +30,28 @@ class Options:
 
 def run(options: Options) -> int:
     quiet()
-    from pathlib import Path
-
-    from ..backbones import load_backbone
-    from ..recipes import load_recipe
-    from ..recipes.running import examples, load_data, run_recipe
-    from ..report import write_metrics, write_report
+    from ..recipes.claim import claimed
 
     changes = {"data": options.data, "shots": options.shots, "seed": options.seed}
     if options.epochs is not None:
         changes["epochs"] = options.epochs
     recipes = {name: load_recipe(f"tiny_{name}").replace(**changes).validate() for name in METHODS}
-    folder = Path(options.out)
+    with claimed(options.out) as folder:
+        _compare(options, recipes, folder)
+    return 0
+
+
+def _compare(options: Options, recipes: dict[str, Recipe], folder: Path) -> None:
+    from ..backbones import load_backbone
+    from ..recipes.running import examples, load_data, run_recipe
+    from ..report import write_metrics, write_report
+
     backbone = load_backbone("tiny")
     data = load_data(recipes["dpt"])
+    shots = counted(options.shots, "shot") if options.shots else "all training images"
     about = {
         "backbone": "tiny (embedded CLIP)",
-        "data": f"{data.name}: {len(data.class_names)} classes, {options.shots} shots, {len(data.test)} test images",
+        "data": f"{data.name}: {len(data.class_names)} classes, {shots}, {len(data.test)} test images",
         "template": data.template,
         "seed": options.seed,
     }
@@ -73,4 +80,3 @@ def run(options: Options) -> int:
         )
     )
     print(f"\nwrote {report}, {metrics} and an artifact per method, such as {folder / METHODS[-1]}")
-    return 0

@@ -67,9 +67,12 @@ def run(options: Options) -> int:
 
     from ..data import load_dataset
     from ..evaluation import base_to_new, evaluate
+    from ..recipes.claim import check_writable
     from ..report import write_text
     from ..training import FeatureCache
 
+    if options.out:
+        check_writable(options.out)
     everything = load_dataset(options.data, options.root)
     how = {
         "batch_size": options.batch_size,

@@ -36,18 +36,20 @@ def run(options: Options) -> int:
     if (Path(options.out) / "prompt.json").exists():
         raise ArtifactError(f"{options.out} holds an artifact already; choose another --out")
     from ..conversion import import_dassl
+    from ..recipes.claim import claimed
 
     epoch = int(options.epoch) if options.epoch and options.epoch.isdecimal() else options.epoch
-    model = import_dassl(
-        options.folder,
-        options.backbone,
-        names,
-        template=options.template,
-        epoch=epoch,
-        position=options.position,
-        num_candidates=options.num_candidates,
-    )
-    out = model.save(options.out)
+    with claimed(options.out) as out:
+        model = import_dassl(
+            options.folder,
+            options.backbone,
+            names,
+            template=options.template,
+            epoch=epoch,
+            position=options.position,
+            num_candidates=options.num_candidates,
+        )
+        model.save(out)
     written = sum((out / name).stat().st_size for name in ("prompt.safetensors", "prompt.json"))
     print(f"wrote {out}: {model.method_name}, {len(names)} classes, {size(written)}")
     return 0

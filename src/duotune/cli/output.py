@@ -34,3 +34,8 @@ def size(num_bytes: int) -> str:
     if value >= 1000:
         value, unit = value / 1000, "MB"
     return f"{value:.1f} {unit}"
+
+
+def counted(number: int, noun: str) -> str:
+    """ "1 shot", "4 shots"."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")

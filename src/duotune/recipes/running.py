@@ -21,8 +21,10 @@ from ..data.images import open_image
 from ..errors import ArtifactError, ConfigError, DuotuneError
 from ..model import PromptedModel, attach
 from ..report import Example, MethodRun, write_metrics, write_text
+from ..settings import misfits
 from ..training import PromptTrainer, PromptTrainingArguments, last_checkpoint
-from . import Recipe, misfits
+from . import Recipe
+from .claim import claimed
 
 if TYPE_CHECKING:
     from ..evaluation import ClassificationResult
@@ -136,7 +138,8 @@ def run_recipe(
 ) -> Outcome:
     """Train, test and write the artifact.
 
-    Nothing is written before data and backbone are known to fit; the artifact appears when training has ended.
+    Nothing is written before data and backbone are known to fit; the artifact appears when training has ended. One
+    run at a time writes into a folder.
 
     Args:
         folder: to write into.
@@ -150,7 +153,11 @@ def run_recipe(
         DuotuneError: anything that does not fit. KeyboardInterrupt passes through; checkpoints stay usable.
     """
     recipe.validate()
-    folder = Path(folder)
+    with claimed(folder) as folder:
+        return _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
+
+
+def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say) -> Outcome:
     _check_folder(folder, resume, overwrite)
     arguments = training_arguments(recipe, folder, progress)
     data = data if data is not None else load_data(recipe)
@@ -169,6 +176,8 @@ def run_recipe(
     written = yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True)
     if model.method.param_groups():
         trainer = PromptTrainer(model, arguments, data)
+        if recipe.shots:
+            trainer.drawn = {"num_shots": recipe.shots, "shots_seed": recipe.seed}
         trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
         bar = EpochBar(name or recipe.method, disable=not progress)
@@ -197,8 +206,6 @@ def run_recipe(
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file; expected a folder to write into")
     finished, begun = (folder / artifacts.DESCRIPTION).exists(), last_checkpoint(folder / CHECKPOINTS)
     if resume and overwrite:
         raise ConfigError("resume goes on with a run, overwrite starts anew; choose one")
