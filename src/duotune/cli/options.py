@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import logging
 import sys
 import types
 import typing
@@ -103,12 +104,18 @@ def given(namespace: argparse.Namespace, options: type) -> dict[str, Any]:
     return {key: value for key, value in vars(namespace).items() if key in names and value is not None}
 
 
+class _OneLine(logging.Handler):
+    """A warning as one line on standard error, like an error's."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(f"duotune: warning: {' '.join(record.getMessage().split())}", file=sys.stderr)
+
+
 def quiet() -> None:
     """Keep the libraries' chatter off the terminal; a command's own lines are what the user reads.
 
     DUOTUNE_TRACEBACK=1 leaves it on, to look for causes.
     """
-    import logging
     import os
     import warnings
 
@@ -123,5 +130,8 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("duotune").addHandler(logging.NullHandler())  # commands print what matters of it themselves
+    cache = logging.getLogger("duotune.training.cache")  # but what a cache cannot do costs time that nobody expects
+    if not any(isinstance(handler, _OneLine) for handler in cache.handlers):
+        cache.addHandler(_OneLine(logging.WARNING))
     for name in ("matplotlib", "accelerate", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -24,7 +24,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,14 +135,18 @@ class FeatureCache:
                 self._write_shard(namespace, keys[chunk], np.ascontiguousarray(features[chunk], dtype=np.float32))
             self._evict()
         except OSError as error:
-            if not self._warned:
-                logger.warning("cannot write to the feature cache %s: %s; going on without it", self.folder, error)
-            self._warned = True
+            self._cannot_write(error)
 
     def content_hashes(self, items: Sequence[ImageItem]) -> list[bytes | None]:
         """SHA-256 of every item's bytes; None if they cannot be read. Remembered by path, size and mtime."""
-        with _HashMemory(self.folder) as memory:
+        with _HashMemory(self.folder, self._cannot_write) as memory:
             return [memory.hash(item) for item in items]
+
+    def _cannot_write(self, error: Exception) -> None:
+        if not self._warned:
+            reason = getattr(error, "strerror", None) or error
+            logger.warning("features are not kept: cannot write to the feature cache %s (%s)", self.folder, reason)
+        self._warned = True
 
     # shards
 
@@ -231,8 +235,8 @@ def _checksum(keys: np.ndarray, features: np.ndarray) -> bytes:
 class _HashMemory:
     """Content hashes by path, size and mtime. If the database cannot be used, nothing is remembered."""
 
-    def __init__(self, folder: Path):
-        self.path, self.db, self.new = folder / "hashes.sqlite", None, []
+    def __init__(self, folder: Path, cannot_write: Callable[[Exception], None]):
+        self.path, self.db, self.new, self.cannot_write = folder / "hashes.sqlite", None, [], cannot_write
 
     def __enter__(self) -> _HashMemory:
         for _ in range(2):
@@ -244,12 +248,16 @@ class _HashMemory:
                 )
                 return self
             except sqlite3.OperationalError as error:  # locked or not writable: leave the file alone
-                logger.warning("cannot use %s (%s); images are hashed anew", self.path, error)
+                if "locked" in str(error):
+                    logger.warning("%s is locked by another process; images are hashed anew", self.path)
+                else:
+                    self.cannot_write(error)
                 break
             except sqlite3.DatabaseError:  # corrupt: it is only a memory, start a new one
                 self._close()
                 self.path.unlink(missing_ok=True)
-            except OSError:
+            except OSError as error:
+                self.cannot_write(error)
                 break
         self._close()
         return self
@@ -282,7 +290,7 @@ class _HashMemory:
                 self.db.executemany("INSERT OR REPLACE INTO hashes VALUES (?, ?, ?, ?)", self.new)
                 self.db.commit()
         except sqlite3.Error as error:
-            logger.warning("cannot remember image hashes in %s (%s)", self.path, error)
+            self.cannot_write(error)
         finally:
             self._close()
 
