@@ -45,6 +45,13 @@ def test_list_names_everything_that_is_known(duotune):
     assert all(f"{kind}:\n" in whole for kind in ("methods", "backbones", "datasets", "recipes"))
 
 
+def test_methods_of_one_name_are_told_apart(duotune):
+    rows = [line.split(maxsplit=2)[:2] for line in duotune("list", "methods").out.splitlines()]
+    assert len({tuple(row) for row in rows}) == len(rows)
+    assert sorted(kind for name, kind in rows if name == "vpt") == ["classifier", "detector"]
+    assert ["sdpt", "detector"] in rows and ["dpt", "classifier"] in rows
+
+
 @pytest.mark.parametrize("argv", [["--help"], ["list"], ["train", "--help"]])
 def test_help_and_list_load_neither_torch_nor_transformers(argv):
     """What makes them instant. The time itself depends on the machine; an import of torch alone takes seconds."""

@@ -30,10 +30,12 @@ def run(options: Options) -> int:
     return 0
 
 
-def methods() -> list[tuple[str, str]]:
+def methods() -> list[tuple[str, str, str]]:
+    """(name, what it makes of a backbone, its paper): a name may stand for a classifier and for a detector."""
     from ..methods import DETECTION_METHODS, METHODS
 
-    return [(name, _first_line(table.where(name))) for table in (METHODS, DETECTION_METHODS) for name in table]
+    tables = {"classifier": METHODS, "detector": DETECTION_METHODS}
+    return [(name, kind, _first_line(table.where(name))) for kind, table in tables.items() for name in table]
 
 
 def backbones() -> list[tuple[str, str]]:
