@@ -49,6 +49,7 @@ class ArtifactInfo:
         class_names: C names in label order. template: one prompt with `{}`, or several.
         tensors: name -> (dtype, shape).
         num_parameters: number of stored values. num_bytes: size of prompt.safetensors. sha256: of that file.
+        num_trained: number of values that training changed; more than are stored if some serve training alone.
         versions: of duotune, torch and transformers when it was written.
     """
 
@@ -64,6 +65,7 @@ class ArtifactInfo:
     num_bytes: int
     sha256: str
     versions: dict[str, str] = field(default_factory=dict)
+    num_trained: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -76,7 +78,7 @@ class ArtifactInfo:
         """Raises KeyError, TypeError or ValueError if `values` is something else."""
         known = {f.name: f for f in dataclasses.fields(cls)}
         values = {k: v for k, v in values.items() if k in known}
-        if missing := sorted(set(known) - {"versions"} - set(values)):
+        if missing := sorted(set(known) - {"versions", "num_trained"} - set(values)):
             raise KeyError(f"no {', '.join(missing)}")
         values["class_names"] = tuple(str(n) for n in values["class_names"])
         if not isinstance(values["template"], str):
@@ -85,18 +87,29 @@ class ArtifactInfo:
         values["config"] = dict(values["config"])
         return cls(**values)
 
+    @property
+    def training_only(self) -> str:
+        """Both numbers in a sentence, where training changed more values than are stored; "" where it did not."""
+        more = (self.num_trained or 0) - self.num_parameters
+        if more <= 0:
+            return ""
+        return (
+            f"{self.num_trained:,} values; {more:,} of them serve training alone (auxiliary heads) and are not stored"
+        )
+
     def __str__(self) -> str:
         classes = ", ".join(self.class_names[:5]) + (", …" if len(self.class_names) > 5 else "")
         rows = {
             "method": self.method,
-            "settings": ", ".join(f"{k}={v}" for k, v in self.config.items()) or "none",
+            "settings": ", ".join(f"{k}={v if v != '' else repr(v)}" for k, v in self.config.items()) or "none",
             "backbone": f"{self.backbone} (fingerprint {self.fingerprint})",
             "classes": f"{len(self.class_names)}: {classes}",
             "template": self.template if isinstance(self.template, str) else f"{len(self.template)} templates",
             "size": f"{self.num_parameters:,} values, {self.num_bytes:,} bytes",
+            "trained": self.training_only,
             "written by": ", ".join(f"{k} {v}" for k, v in self.versions.items()) or "unknown",
         }
-        lines = [f"{name:<11} {value}" for name, value in rows.items()]
+        lines = [f"{name:<11} {value}" for name, value in rows.items() if value]
         return "\n".join(lines + [f"  {k:<40} {d:<8} {list(s)}" for k, (d, s) in self.tensors.items()])
 
 
@@ -148,6 +161,7 @@ def save(
         num_bytes=len(payload),
         sha256=hashlib.sha256(payload).hexdigest(),
         versions={"duotune": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
+        num_trained=model.num_trainable_parameters(),
     )
     description = info.to_json() + "\n"
     _replace_files(Path(folder), {WEIGHTS: payload, DESCRIPTION: description.encode()})

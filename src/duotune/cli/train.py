@@ -51,6 +51,7 @@ def read(namespace: argparse.Namespace) -> Options:
 def run(options: Options) -> int:
     recipe = merge(options)
     quiet()
+    from ..artifacts import describe
     from ..recipes.running import CHECKPOINTS, examples, run_recipe
     from ..report import write_report
     from ..training import last_checkpoint
@@ -88,6 +89,8 @@ def run(options: Options) -> int:
             ["method", "accuracy (%)", "trainable parameters", "artifact"],
         )
     )
+    if note := describe(out).training_only:
+        print(f"\n{row.method} trained {note}")
     print(f"\nwrote {options.out}; use it: duotune predict {options.out} IMAGES")
     return 0
 
