@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -48,7 +50,16 @@ def test_unknown_names_come_with_the_nearest_known(train, fails, tmp_path, few_s
     says(train("--set", "num_context_token=3"), "did you mean 'num_context_tokens'?")
     says(train("--training", "weight_dekay=3"), "did you mean 'weight_decay'?")
     says(fails("train", "vlpp", "--out", tmp_path / "run"), "unknown recipe 'vlpp'", "did you mean 'vlp'?")
-    says(train("--backbone", "tyny"), "no backbone 'tyny'", "tiny")
+    says(train("--backbone", "tyny"), "unknown backbone 'tyny'", "did you mean 'tiny'?")
+    says(train("--backbone", "openai/no-clip"), "no backbone", "not a folder, not embedded (tiny", "HF_HUB_OFFLINE")
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:99"])
+def test_devices_that_are_not_there(duotune, trained, picture_folder, tiny_clip_folder, device):
+    zero_shot = ["evaluate", "--method", "zero_shot", "--backbone", tiny_clip_folder, "--data", picture_folder]
+    evaluate = ["evaluate", trained("zero_shot"), "--data", picture_folder]
+    for command in (zero_shot, evaluate, ["predict", trained("zero_shot"), picture_folder]):
+        says(duotune(*command, "--device", device).error, f"no device '{device}'", "this machine has cpu")
 
 
 def test_all_faults_of_a_configuration_at_once(duotune, tmp_path):
@@ -123,7 +134,82 @@ def test_a_split_file_that_names_absent_images(train, tmp_path, picture_folder):
     says(train("--data", "dtd", "--root", tmp_path / "datasets"), "gone.png", "split_zhou_DescribableTextures.json")
 
 
+# places to write to
+
+
+def test_places_where_nothing_can_be_written(duotune, few_steps, tmp_path, trained, picture_folder, monkeypatch):
+    """Before any work: neither data nor backbone are touched."""
+    artifact = trained("coop")
+    for name in ("duotune.data.load_dataset", "duotune.recipes.running.load_data", "duotune.conversion.import_dassl"):
+        monkeypatch.setattr(name, lambda *_, **__: pytest.fail("work was done"))
+    monkeypatch.setattr("duotune.conversion.convert_openai_clip", lambda *_, **__: pytest.fail("work was done"))
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "names.txt").write_text("cat\n")
+    real = Path.mkdir
+
+    def mkdir(path, *args, **kwargs):
+        if "forbidden" in path.parts:  # tests may run as root, whom no permission stops
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    names = ["--backbone", "tiny", "--classes", tmp_path / "names.txt"]
+    for place, reason in (("file/run", "Not a directory"), ("forbidden/run", "Permission denied")):
+        out = tmp_path / place
+        for command in (
+            ["train", "--method", "coop", *few_steps, "--out", out],
+            ["demo", "--out", out],
+            ["evaluate", artifact, "--data", picture_folder, "--out", out / "result.json"],
+            ["import", tmp_path, *names, "--out", out],
+            ["convert", "openai-clip", tmp_path / "file", out / "clip", "--tokenizer", "x"],
+        ):
+            says(duotune(*command).error, "cannot write into", out, reason)
+    evaluate = ["evaluate", artifact, "--data", picture_folder]
+    says(duotune(*evaluate, "--out", tmp_path).error, "is a folder; expected a file to write")
+    says(duotune("train", "--method", "coop", *few_steps, "--out", tmp_path / "file").error, "is a file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "names.txt"]
+
+
+def test_two_runs_into_one_folder(duotune, few_steps, tmp_path, left_behind):
+    """The second is refused while the first lives; a first that was killed is in nobody's way."""
+    run = tmp_path / "deep" / "run"
+    code = (
+        "import sys, time\nfrom duotune.recipes.claim import claimed\n"
+        "with claimed(sys.argv[1]):\n    print('held', flush=True)\n    time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", code, str(run)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "held\n"
+        argv = ["train", "--method", "zero_shot", *few_steps, "--out", run]
+        says(duotune(*argv).error, f"another run (process {first.pid}) is writing into {run}", "wait for it")
+        assert left_behind(run) == [".lock"]
+    finally:
+        first.kill()
+        first.wait()
+    assert (run / ".lock").read_text() == f"{first.pid}\n"
+    assert duotune(*argv).status == 0
+    assert ".lock" not in left_behind(run) and set(ARTIFACT) < set(left_behind(run))
+
+
+def test_a_feature_cache_that_cannot_be_written_is_told_once(duotune, few_steps, tmp_path, trained, picture_folder):
+    (tmp_path / "file").write_text("in the way")
+    told = f"duotune: warning: features are not kept: cannot write to the feature cache {tmp_path / 'file'} ("
+    train = ["train", "--method", "linear_probe", *few_steps, "--views", 1, "--out", tmp_path / "run"]
+    evaluate = ["evaluate", trained("linear_probe"), "--data", picture_folder, "--workers", 0]
+    for command in (train, evaluate):
+        ran = duotune(*command, "--cache-dir", tmp_path / "file")
+        assert ran.status == 0 and ran.err.startswith(told) and len(ran.err.splitlines()) == 1, ran.err
+
+
 # classes and shots
+
+
+def test_class_names_that_the_tokenizer_reads_the_same(train, tmp_path, picture_folder):
+    for name in ("Fox", "fox"):
+        (tmp_path / "twice" / name).mkdir(parents=True)
+        for i in range(4):
+            shutil.copy(picture_folder / "train" / "red" / f"{i}.png", tmp_path / "twice" / name)
+    says(train("--data", tmp_path / "twice", "--shots", 2), "it reads the same in 'Fox' and 'fox'", "rename one")
 
 
 def test_duplicate_class_names(train, tmp_path, picture_folder):

@@ -141,6 +141,22 @@ def test_show(duotune, trained):
     assert "nearest words" not in duotune("show", trained("dpt"), "--words", 0).out
 
 
+def test_both_numbers_of_parameters_where_they_differ(duotune, trained, few_steps, tmp_path):
+    """DPT's auxiliary heads are trained and not stored; CoOp stores all that it trains."""
+    for method in ("dpt", "coop"):
+        ran = duotune("train", "--method", method, *few_steps, "--out", tmp_path / method)
+        info, shown = describe(tmp_path / method), duotune("show", tmp_path / method, "--words", 0).out
+        model = load(tmp_path / method)
+        more = sum(v.numel() for k, v in model.method.state_dict().items() if k.startswith("aux"))
+        assert info.num_trained == model.num_trainable_parameters() == info.num_parameters + more
+        note = (
+            f"{info.num_trained:,} values; {more:,} of them serve training alone (auxiliary heads) and are not stored"
+        )
+        assert (more > 0) == (method == "dpt") == (note in shown) == (f"dpt trained {note}\n" in ran.out)
+        assert f"size        {info.num_parameters:,} values" in shown
+    assert "init_words=''," in shown
+
+
 def test_show_finds_the_words_that_context_started_from(duotune, tmp_path, few_steps):
     """With a rate of next to nothing the context stays at its words, so they are its nearest words, at distance 0."""
     options = ["--set", "init_words=a photo of a", "--set", "text_lr=1e-12", "--set", "text_warmup_epochs=0"]
@@ -209,6 +225,31 @@ def test_resume_after_ctrl_c_ends_where_an_undisturbed_run_ends(tmp_path, few_st
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
+def test_resuming_with_another_option_names_every_difference(duotune, few_steps, tmp_path, monkeypatch, left_behind):
+    run = tmp_path / "run"
+    workers = ["--set", "text_warmup_epochs=0"]
+    argv = ["train", "--method", "coop", *few_steps, *workers, "--out", run]
+    with monkeypatch.context() as patch:
+        patch.setattr("duotune.training.PromptTrainer.save_artifact", lambda *_, **__: 1 / 0)
+        assert duotune(*argv).status == 1  # trained, checkpoints written, and then something went wrong
+    before = left_behind(run)
+    changes = ["--shots", 3, "--batch-size", 4, "--set", "text_lr=0.5", "--template", "a {}.", "--views", 2]
+    line = duotune("train", "--resume", "--out", run, *changes).error
+    for piece in (
+        "num_shots was 4, now 3",
+        "training_images was 16, now 12",
+        "per_device_train_batch_size was 8, now 4",
+        "text_lr was 0.002, now 0.5",
+        "views was 0, now 2",
+        "now 'a {}.'",
+    ):
+        assert piece in line
+    assert "seed" not in line.partition("checkpoint-")[2].replace("shots_seed", "") and left_behind(run) == before
+    assert "num_train_epochs was 2, now 3" in duotune("train", "--resume", "--out", run, "--epochs", 3).error
+    ran = duotune("train", "--resume", "--out", run)
+    assert ran.status == 0, ran.err
+
+
 def test_train_writes_a_report_when_asked(tmp_path, few_steps, duotune):
     assert duotune("train", "--method", "coop", *few_steps, "--report", "--out", tmp_path / "run").status == 0
     page = (tmp_path / "run" / "report.html").read_text()
@@ -219,6 +260,7 @@ def test_demo(duotune, tmp_path):
     """The real thing on its smallest task, one epoch on one shot: what it writes and prints."""
     ran = duotune("demo", "--data", "tiny-tilt", "--shots", 1, "--epochs", 1, "--out", tmp_path / "demo")
     assert ran.status == 0, ran.err
+    assert ", 1 shot, " in ran.out
     keys = ["zero_shot", "coop", "vpt", "vlp", "dpt"]
     rows = json.loads((tmp_path / "demo" / "metrics.json").read_text())["classification"]
     assert list(rows) == keys
