@@ -45,8 +45,9 @@ MAX_DETECTIONS = 300
 class GroundingDinoBackbone(Detector):
     """Ports of a `GroundingDinoForObjectDetection` or `MMGroundingDinoForObjectDetection`.
 
-    Feature maps are the projected levels before the encoder and, as the last of the list, (B, 4) int64 sizes: height
-    and width of each picture, and of the padded batch.
+    Feature maps are the projected levels before the encoder and, as the last of the list, (B, 4, 1, 1) int64 sizes:
+    height and width of each picture, and of the padded batch. Maps of pictures that went through the image tower one
+    by one may be stacked, with zeros at the right and the bottom.
 
     Args:
         name: what it was loaded from.
@@ -146,14 +147,14 @@ class GroundingDinoBackbone(Detector):
 
     @staticmethod
     def _sizes(pixel_values: Tensor, image_sizes: Tensor | None) -> Tensor:
-        """(B, 4) as in `GroundingDinoOutput`; without sizes all is picture."""
+        """(B, 4, 1, 1), see the class; without sizes all is picture."""
         whole = torch.tensor([tuple(pixel_values.shape[-2:])] * len(pixel_values))
         own = whole if image_sizes is None else torch.as_tensor(image_sizes).cpu().to(whole)
         if own.shape != whole.shape or bool((own > whole).any()) or bool((own < 1).any()):
             raise DataError(
                 f"image_sizes must be a height and width within {whole[0].tolist()} per picture, got {own.tolist()}"
             )
-        return torch.cat([own, whole], 1)
+        return torch.cat([own, whole], 1)[:, :, None, None]
 
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
         rows = [self._encode(caption.text) for caption in captions]
@@ -202,14 +203,14 @@ class GroundingDinoBackbone(Detector):
 
     @staticmethod
     def _fuse(model, maps, text, prompts=None, checkpointing=False) -> tuple[list[Tensor], CaptionFeatures]:
-        *levels, sizes = maps
+        levels, sizes = maps[:-1], maps[-1].flatten(1)
         if text.starts is None:
             raise ConfigError("Grounding DINO reads sentences: features of captions need `starts`, see encode_captions")
         levels, hidden = fuse(model.model, levels, sizes, text.hidden, text.mask, text.starts, prompts, checkpointing)
-        return [*levels, sizes], CaptionFeatures(hidden, text.mask, text.starts)
+        return [*levels, maps[-1]], CaptionFeatures(hidden, text.mask, text.starts)
 
     def _read(self, model, maps, text, labels=None, head=None) -> DetectorOutput:
-        *levels, sizes = maps
+        levels, sizes = maps[:-1], maps[-1].flatten(1)
         states = decode(model.model, levels, sizes, text.hidden, text.mask, with_encoder=labels is not None)
         last = states.hidden.shape[1] - 1
         layers = [

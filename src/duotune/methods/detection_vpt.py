@@ -64,7 +64,7 @@ class DetectionVPT(DetectionMethod):
     def forward(self, backbone: Detector, batch: DetectionBatch) -> DetectorOutput:
         if batch.pixel_values is None:
             raise ConfigError("vpt prompts the image tower, so it needs pixel_values; got feature_maps alone")
-        maps = backbone.encode_image(batch.pixel_values, self.tokens)
+        maps = backbone.encode_image(batch.pixel_values, self.tokens, batch.image_sizes)
         return backbone.read(*backbone.fuse(maps, self.text(backbone, batch)), batch.labels)
 
     def param_groups(self) -> list[ParamGroup]:

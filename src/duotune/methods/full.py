@@ -51,7 +51,7 @@ class Full(DetectionMethod):
     def forward(self, backbone: Detector, batch: DetectionBatch) -> DetectorOutput:
         if batch.pixel_values is None:
             raise ConfigError("full trains the image tower, so it needs pixel_values; got feature_maps alone")
-        return backbone.run(self.model, batch.pixel_values, self.captions(batch), batch.labels)
+        return backbone.run(self.model, batch.pixel_values, self.captions(batch), batch.labels, batch.image_sizes)
 
     def param_groups(self) -> list[ParamGroup]:
         config, groups = self.config, []

@@ -22,7 +22,7 @@ class GroundingDinoOutput:
     Attributes:
         logits: (B, Q, T), each query against each token of the caption.
         boxes: (B, Q, 4) centre x, centre y, width, height in 0..1 of the picture without padding.
-        sizes: (B, 4) height and width of the pictures in pixels, then of the padded batch.
+        sizes: (B, 4) height and width of the pictures in pixels, then those that they are padded to.
     """
 
     logits: Tensor
@@ -93,7 +93,7 @@ def decode(
     encoder, query = None, None
     if core.config.two_stage:
         if flat.shape[1] < wanted:
-            height, width = sizes[0, 2:].tolist()
+            height, width = sizes[:, 2:].amax(0).tolist()
             raise DataError(
                 f"pictures of {height} x {width} pixels give {flat.shape[1]} positions, the model chooses {wanted}; "
                 "use larger ones"

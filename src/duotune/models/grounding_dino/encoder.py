@@ -54,9 +54,9 @@ class Layout:
 
     @classmethod
     def of(cls, maps: Sequence[Tensor], sizes: Tensor) -> Layout:
-        """sizes: (B, 4), height and width of the pictures, then of the padded batch."""
+        """sizes: (B, 4), height and width of the pictures, then those that they are padded to."""
         shapes = [tuple(m.shape[-2:]) for m in maps]
-        device, (height, width) = maps[0].device, sizes[0, 2:].tolist()
+        device, (height, width) = maps[0].device, sizes[:, 2:].amax(0).tolist()
         sizes = sizes.to(device)
         inside = [torch.arange(n, device=device)[None] < sizes[:, axis, None] for axis, n in ((0, height), (1, width))]
         masks = []
