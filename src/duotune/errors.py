@@ -6,6 +6,7 @@
     │   └── PortError         a method needs a port the backbone does not have
     ├── DataError             a folder, file, split or image is not as expected
     ├── ClassNamesError       class names are empty, duplicated, or do not fit the text tower
+    │   └── CaptionLengthError    a caption of several classes is longer than the model reads
     ├── ArtifactError         an artifact or checkpoint cannot be read or belongs to another backbone
     └── TrainingError         training cannot go on (NaN loss, no space left)
 
@@ -60,6 +61,10 @@ class DataError(DuotuneError, ValueError):
 
 class ClassNamesError(DuotuneError, ValueError):
     """Class names are empty, duplicated, or do not fit the text tower."""
+
+
+class CaptionLengthError(ClassNamesError):
+    """A caption of several classes is longer than the model reads; in several captions they may fit."""
 
 
 class ArtifactError(DuotuneError, ValueError):

@@ -101,8 +101,8 @@ class PromptedDetector(PromptedModel):
             labels: per image {"boxes": (M, 4) xyxy pixels of the network's input, width = x2 - x1, "positive_map":
                 (M, T) nonzero for the tokens of each box's phrase}; M may be 0.
             feature_maps: frozen feature maps, if cached.
-            image_sizes, original_sizes: (B, 2) height and width without padding, as resized and before; with both,
-                boxes become the model's inclusive corners exactly as in its own training.
+            image_sizes, original_sizes: (B, 2) height and width without padding, as resized and before. The first
+                tells where padding starts; with both, boxes become GLIP's inclusive corners as in its own training.
             progress: for methods whose loss depends on the epoch.
         """
         from .methods.detection import DetectionBatch
@@ -110,7 +110,7 @@ class PromptedDetector(PromptedModel):
         if labels is not None and image_sizes is not None and original_sizes is not None:
             scales = (torch.as_tensor(image_sizes) / torch.as_tensor(original_sizes)).flip(1)
             labels = [{**label, "scale": scale} for label, scale in zip(labels, scales)]
-        output = self.method(self.backbone, DetectionBatch(pixel_values, feature_maps, captions, labels))
+        output = self.method(self.backbone, DetectionBatch(pixel_values, feature_maps, captions, labels, image_sizes))
         result = {"logits": output.logits, "output": output}
         if labels is not None:
             result["loss"] = self.method.loss(output, labels, progress or Progress())
@@ -128,19 +128,39 @@ class PromptedDetector(PromptedModel):
             per image {"boxes": (n, 4) xyxy pixels of that image, width = x2 - x1, "scores": (n,), "labels": (n,)
             positions in `class_names`, "names": [n]}.
         """
-        was_training, found = self.training, []
+        found = []
+        for start in range(0, len(images), batch_size):
+            part = list(images[start : start + batch_size])
+            pixels, sizes = self.backbone.prepare(part)
+            originals = torch.tensor([(image.height, image.width) for image in part])
+            found += self.find(pixels, image_sizes=sizes, original_sizes=originals, **limits)
+        return found
+
+    @torch.no_grad()
+    def find(
+        self,
+        pixel_values: Tensor | None = None,
+        feature_maps: Sequence[Tensor] | None = None,
+        image_sizes: Tensor | None = None,
+        original_sizes: Tensor | None = None,
+        **limits: float,
+    ) -> list[dict[str, Any]]:
+        """As `detect`, of a batch that is prepared already; classes that need several captions get them.
+
+        Args:
+            pixel_values, feature_maps: as in `forward`; one of them.
+            image_sizes: (B, 2) height and width without padding.
+            original_sizes: (B, 2) sizes to scale boxes to; None for none.
+        """
+        from .methods.detection import DetectionBatch
+
+        was_training = self.training
         self.eval()
         try:
-            for start in range(0, len(images), batch_size):
-                part = list(images[start : start + batch_size])
-                pixels, sizes = self.backbone.prepare(part)
-                originals = torch.tensor([(image.height, image.width) for image in part])
-                output = self(pixels)["output"]
-                captions = [self.method.caption] * len(part)
-                found += self.backbone.detections(output, captions, sizes, originals, **limits)
+            batch = DetectionBatch(pixel_values, feature_maps, image_sizes=image_sizes)
+            return self.method.find(self.backbone, batch, image_sizes, original_sizes, **limits)
         finally:
             self.train(was_training)
-        return found
 
     def classify(self, images, top_k: int = 5, batch_size: int = 64) -> list:
         """A detector finds boxes: raises PortError."""

@@ -8,6 +8,7 @@ import hashlib
 import pytest
 import torch
 from torch import nn
+from transformers import BatchEncoding
 
 from duotune import attach, list_methods, load
 from duotune.errors import ArtifactError, ClassNamesError, ConfigError, PortError, UnknownNameError
@@ -217,6 +218,9 @@ def test_an_artifact_of_another_width(glip_folder, shared_backbone, tmp_path):
 class MetaTokenizer:
     is_fast = True
 
+    def __call__(self, texts, **_):
+        return BatchEncoding({"input_ids": [[i] for i in range(len(texts))]})
+
 
 @pytest.mark.parametrize(
     "size, model_size, tokens", [("glip_t", 231_780_222, 122_880), ("glip_l", 430_422_384, 163_840)]
@@ -292,7 +296,7 @@ def test_inputs_that_do_not_fit(shared_backbone, pixels, labels):
     with pytest.raises(ClassNamesError, match="2 templates for 4 classes"):
         attach(shared_backbone, "sdpt", NAMES, ["a {}", "{}"])
     with pytest.raises(ClassNamesError, match="takes .* tokens, the model reads 32"):
-        attach(shared_backbone, "sdpt", [f"{a} {b} hair drier" for a in NAMES for b in ("red", "in")])
+        attach(shared_backbone, "text_prompt", [f"{a} {b} hair drier" for a in NAMES for b in ("red", "in")])
     with pytest.raises(PortError, match="use detect"):
         model.classify([])
 

@@ -17,14 +17,15 @@ from __future__ import annotations
 import abc
 import enum
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from ..grounding import Caption, CaptionPrompt
+from ..errors import CaptionLengthError
+from ..grounding import Caption, CaptionPrompt, chunk_classes
 from ..models.glip.fusion import FusionPrompts, FusionTokens  # the form in which fusion layers take learnt tokens
 from ..models.glip.swin import WindowTokens
 
@@ -195,10 +196,12 @@ class CaptionFeatures:
     Attributes:
         hidden: (B, T, d_l), one row per token; rows behind a caption's end mean nothing.
         mask: (B, T), nonzero for tokens of the caption.
+        starts: (B, T), position at which each token's sentence starts, for models that read sentence by sentence.
     """
 
     hidden: Tensor
     mask: Tensor
+    starts: Tensor | None = None
 
 
 @dataclass
@@ -219,7 +222,7 @@ class DetectorOutput:
 
 
 class Detector(Backbone):
-    """A backbone that finds the phrases of a caption in an image (GLIP).
+    """A backbone that finds the phrases of a caption in an image (GLIP, Grounding DINO).
 
     One image goes through `encode_image`, `fuse` and `read`; what it is fused with comes from `encode_captions`.
     Boxes are xyxy in pixels with width = x2 - x1, whatever the model's own arithmetic is.
@@ -233,6 +236,13 @@ class Detector(Backbone):
         visual_width, text_width: widths d_v and d_l of the tokens that enter a fusion layer.
         block_widths: per stage of the vision tower, the token width of each of its window attention blocks.
         max_text_tokens: longest caption in tokens.
+        tokenizer: a fast one, of captions.
+        caption_style: how captions join class names, a key of `grounding.captions.SEPARATORS`.
+        short_side, long_side: pixels; a test picture's short side becomes the first unless its long side would pass
+            the second.
+        max_detections: boxes that are kept per picture.
+        normalize: an RGB picture of any size -> (3, h, w) float32, not resized. Sent to processes that decode.
+        pad: (3, h, w) pictures of different sizes -> (B, 3, H, W). Sent to processes that decode.
     """
 
     ports = frozenset({Port.CAPTION_FEATURES, Port.VISION_WINDOWS, Port.FUSION_LAYERS, Port.DETECT_HEAD})
@@ -242,6 +252,13 @@ class Detector(Backbone):
     text_width: int
     block_widths: tuple[tuple[int, ...], ...]
     max_text_tokens: int
+    tokenizer: Any
+    caption_style: str = "train"
+    short_side: int
+    long_side: int
+    max_detections: int
+    normalize: Callable[[Any], Tensor]
+    pad: Callable[[Sequence[Tensor]], Tensor]
 
     @abc.abstractmethod
     def fusion_projections(self, layer: int) -> tuple[nn.Linear, nn.Linear]:
@@ -251,13 +268,59 @@ class Detector(Backbone):
     def caption(self, class_names: Sequence[str], prompts: Sequence[CaptionPrompt] | None = None) -> Caption:
         """The caption of all classes. Raises ClassNamesError if it does not fit `max_text_tokens`."""
 
+    def captions(
+        self,
+        class_names: Sequence[str],
+        prompts: Sequence[CaptionPrompt] | None = None,
+        max_classes: int | None = None,
+    ) -> list[Caption]:
+        """Captions that together name all classes: one if they fit, otherwise each as long as fits.
+
+        Args:
+            max_classes: at most so many classes per caption; None for as many as fit.
+
+        Raises:
+            ClassNamesError: a name is empty or repeated, or one alone does not fit `max_text_tokens`.
+        """
+        if max_classes is None or len(class_names) <= max_classes:
+            try:
+                return [self.caption(class_names, prompts)]
+            except CaptionLengthError:
+                pass
+        return chunk_classes(
+            class_names, self.tokenizer, self.max_text_tokens, max_classes, self.caption_style, prompts
+        )
+
     @abc.abstractmethod
     def prepare(self, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
         """PIL images -> (B, 3, H, W) padded pixels, and (B, 2) height and width without padding."""
 
     @abc.abstractmethod
-    def encode_image(self, pixel_values: Tensor, window_tokens: WindowTokens | None = None) -> list[Tensor]:
-        """(B, 3, H, W) -> feature maps (B, d_v, h, w) before fusion."""
+    def encode_image(
+        self, pixel_values: Tensor, window_tokens: WindowTokens | None = None, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        """(B, 3, H, W) -> feature maps (B, d_v, h, w) before fusion.
+
+        What else a model needs to know of its pictures comes as further tensors (B, …); `fuse` and `read` take the
+        list as it is.
+
+        Args:
+            image_sizes: (B, 2) height and width without padding; None: there is none.
+        """
+
+    def stack_maps(self, pictures: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """What `encode_image` gave for single pictures, each without the batch axis, as if for a batch.
+
+        Maps of different sizes are filled with zeros at the right and the bottom.
+        """
+        levels = []
+        for maps in zip(*pictures):
+            shape = [max(m.shape[axis] for m in maps) for axis in range(maps[0].ndim)]
+            level = maps[0].new_zeros(len(maps), *shape)
+            for row, m in zip(level, maps):
+                row[tuple(slice(side) for side in m.shape)] = m
+            levels.append(level)
+        return levels
 
     @abc.abstractmethod
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
@@ -294,8 +357,9 @@ class Detector(Backbone):
         pixel_values: Tensor,
         captions: Sequence[Caption],
         labels: Sequence[Mapping[str, Tensor]] | None = None,
+        image_sizes: Tensor | None = None,
     ) -> DetectorOutput:
-        """Everything with the weights of `model`, one of `copy_model`."""
+        """Everything with the weights of `model`, one of `copy_model`; arguments as in `encode_image` and `read`."""
 
     @abc.abstractmethod
     def text_encoder(self, model: nn.Module) -> nn.Module:

@@ -36,6 +36,9 @@ class GlipBackbone(Detector):
         self.fusion_width, self.visual_width, self.text_width = config.fusion_dim, config.fpn_channels, config.text_dim
         self.block_widths = tuple((config.embed_dim << stage,) * depth for stage, depth in enumerate(config.depths))
         self.max_text_tokens = config.max_text_tokens
+        self.tokenizer, self.normalize, self.pad = processor.tokenizer, processor.normalize, processor.pad
+        self.short_side, self.long_side = processor.short_side, processor.long_side
+        self.max_detections = processor.max_detections
         self._texts: dict[str, Tensor] = {}  # caption -> (1, T, d_l), derived from frozen weights
 
     @classmethod
@@ -74,7 +77,10 @@ class GlipBackbone(Detector):
         batch = self.processor(list(images))
         return batch["pixel_values"].to(self.device), batch["image_sizes"]
 
-    def encode_image(self, pixel_values: Tensor, window_tokens: WindowTokens | None = None) -> list[Tensor]:
+    def encode_image(
+        self, pixel_values: Tensor, window_tokens: WindowTokens | None = None, image_sizes: Tensor | None = None
+    ) -> list[Tensor]:
+        # GLIP attends to padding like to anything else
         return self.model.model.encode_image(pixel_values, window_tokens)
 
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
@@ -156,6 +162,7 @@ class GlipBackbone(Detector):
         pixel_values: Tensor,
         captions: Sequence[Caption],
         labels: Sequence[Mapping[str, Tensor]] | None = None,
+        image_sizes: Tensor | None = None,
     ) -> DetectorOutput:
         text = {k: v.to(self.device) for k, v in self.processor.tokenize([c.text for c in captions]).items()}
         labels = None if labels is None else [glip_labels(label) for label in labels]

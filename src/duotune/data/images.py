@@ -174,6 +174,17 @@ def probe_image(item: ImageItem) -> None:
     _decode(item, finish)
 
 
+def image_size(item: ImageItem) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(width, height) as stored, and as the EXIF orientation tag has it. Raises DataError as `open_image` does."""
+
+    def finish(image: Image.Image) -> tuple[tuple[int, int], tuple[int, int]]:
+        width, height = image.size
+        sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (width, height), (height, width) if sideways else (width, height)
+
+    return _decode(item, finish)
+
+
 def read_bytes(item: ImageItem) -> bytes:
     """The undecoded file, archive member or row. Raises DataError naming it if it cannot be read."""
     try:

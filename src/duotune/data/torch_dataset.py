@@ -130,15 +130,15 @@ class ImageReport:
 class _Probe(Dataset):
     """item number -> "" or the error."""
 
-    def __init__(self, items: Sequence[ImageItem]):
-        self.items = items
+    def __init__(self, items: Sequence[ImageItem], probe: Callable[[Any], None]):
+        self.items, self.probe = items, probe
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, index: int) -> str:
         try:
-            probe_image(self.items[index])
+            self.probe(self.items[index])
         except DataError as error:
             return str(error)
         return ""
@@ -149,6 +149,7 @@ def check_images(
     workers: int = 0,
     max_broken_share: float = 0.01,
     progress: Callable[[int, int], None] | None = None,
+    probe: Callable[[Any], None] = probe_image,
 ) -> tuple[list[ImageItem], ImageReport]:
     """Read every item once and leave out those that cannot be read.
 
@@ -157,6 +158,7 @@ def check_images(
         workers: processes that read; 0 reads in this one.
         max_broken_share: 0..1; a larger share of broken images is an error.
         progress: called with (done, total) every so often, e.g. to move a progress bar.
+        probe: reads one item; its DataError is the reason why the item is broken.
 
     Returns:
         The good items in their order, and the report.
@@ -167,7 +169,7 @@ def check_images(
     if not 0 <= max_broken_share <= 1:
         raise ConfigError(f"max_broken_share must be 0..1, not {max_broken_share}")
     unique = list({item.key: item for item in items}.values())
-    loader = DataLoader(_Probe(unique), batch_size=16, num_workers=workers, collate_fn=list)
+    loader = DataLoader(_Probe(unique, probe), batch_size=16, num_workers=workers, collate_fn=list)
     broken: dict[str, str] = {}
     done = 0
     for answers in loader:

@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ClassNamesError, ConfigError
+from ..errors import CaptionLengthError, ClassNamesError, ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SEPARATORS = {"train": (". ", ""), "demo": (" . ", " . ")}
-"""What stands between two class names of a caption, and behind the last. "train" is the form of training and of
-evaluation, "demo" that of GLIP's web demo."""
+SEPARATORS = {"train": (". ", ""), "demo": (" . ", " . "), "sentences": (". ", ".")}
+"""What stands between two class names of a caption, and behind the last. "train" is the form of GLIP's training and
+evaluation, "demo" that of its web demo; "sentences", each with its period, is what Grounding DINO reads."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def grounding_caption(
     encoding = tokenizer(text)
     length = len(encoding["input_ids"])
     if length > max_tokens:
-        raise ClassNamesError(
+        raise CaptionLengthError(
             f"the caption of {len(spans)} classes takes {length} tokens, the model reads {max_tokens}; "
             "use fewer or shorter names, or several captions (chunk_classes)"
         )

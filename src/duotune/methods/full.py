@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from ..backbones.base import Detector, DetectorOutput
 from ..errors import ConfigError
 from ..grounding import Caption
@@ -52,6 +54,11 @@ class Full(DetectionMethod):
         if batch.pixel_values is None:
             raise ConfigError("full trains the image tower, so it needs pixel_values; got feature_maps alone")
         return backbone.run(self.model, batch.pixel_values, self.captions(batch), batch.labels, batch.image_sizes)
+
+    def artifact_state(self) -> dict[str, Tensor]:
+        """The whole model; weights that layers share are there once."""
+        once = {name for name, _ in (*self.named_parameters(), *self.named_buffers())}
+        return {name: value for name, value in super().artifact_state().items() if name in once}
 
     def param_groups(self) -> list[ParamGroup]:
         config, groups = self.config, []

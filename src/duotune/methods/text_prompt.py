@@ -10,12 +10,12 @@ to positions in this caption, so other classes cannot be read with them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from ..backbones.base import CaptionFeatures, Detector, DetectorOutput, Port
+from ..backbones.base import Detector, DetectorOutput, Port
 from ..errors import ClassNamesError
 from ..grounding import Caption
 from .base import MethodConfig, ParamGroup
@@ -40,6 +40,7 @@ class TextPrompt(DetectionMethod):
 
     Config = TextPromptConfig
     requires = DetectionMethod.requires | {Port.FUSION_LAYERS}
+    one_caption = True
 
     def on_caption(self, backbone: Detector, caption: Caption) -> None:
         if hasattr(self, "shift"):
@@ -56,7 +57,7 @@ class TextPrompt(DetectionMethod):
             if caption.text != self.caption.text:
                 raise ClassNamesError(f"this text prompt reads {self.caption.text[:60]!r}, got {caption.text[:60]!r}")
         text = self.text(backbone, batch)
-        tuned = CaptionFeatures(text.hidden + self.shift.to(text.hidden.dtype), text.mask)
+        tuned = replace(text, hidden=text.hidden + self.shift.to(text.hidden.dtype))
         return backbone.read(*backbone.fuse(self.maps(backbone, batch), tuned), batch.labels)
 
     def param_groups(self) -> list[ParamGroup]:

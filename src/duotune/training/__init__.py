@@ -6,6 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 _LAZY = {
+    "DetectionTrainer": ".detection",
+    "DetectionTrainingArguments": ".detection",
     "FeatureCache": ".cache",
     "PromptTrainer": ".trainer",
     "PromptTrainingArguments": ".arguments",
@@ -13,11 +15,20 @@ _LAZY = {
     "last_checkpoint": ".trainer",
 }
 
-__all__ = ["FeatureCache", "PromptTrainer", "PromptTrainingArguments", "frozen_features", "last_checkpoint"]
+__all__ = [
+    "DetectionTrainer",
+    "DetectionTrainingArguments",
+    "FeatureCache",
+    "PromptTrainer",
+    "PromptTrainingArguments",
+    "frozen_features",
+    "last_checkpoint",
+]
 
 if TYPE_CHECKING:
     from .arguments import PromptTrainingArguments
     from .cache import FeatureCache
+    from .detection import DetectionTrainer, DetectionTrainingArguments
     from .features import frozen_features
     from .trainer import PromptTrainer, last_checkpoint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from transformers import TrainingArguments
 
@@ -44,6 +45,8 @@ class PromptTrainingArguments(TrainingArguments):
             epoch and end with the best one.
     """
 
+    METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
+
     num_train_epochs: float = field(default=60.0, metadata={"help": "Number of epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Images per evaluation step and device."})
@@ -75,7 +78,7 @@ class PromptTrainingArguments(TrainingArguments):
             raise ConfigError(*found)
         if self.metric_for_best:
             self.metric_for_best_model = self.metric_for_best
-            self.greater_is_better = self.metric_for_best == "accuracy"
+            self.greater_is_better = self.metric_for_best != "loss"
             self.load_best_model_at_end = True
             self.eval_strategy = self.save_strategy
         super().__post_init__()
@@ -98,7 +101,8 @@ class PromptTrainingArguments(TrainingArguments):
             yield f"num_shots must be 0 (all images) or more, not {self.num_shots}"
         if not 0 <= self.max_broken_share <= 1:
             yield f"max_broken_share must be a share in 0..1, not {self.max_broken_share}"
-        if self.metric_for_best not in (None, "accuracy", "loss"):
-            yield f"metric_for_best must be 'accuracy', 'loss' or left out, not {self.metric_for_best!r}"
+        if self.metric_for_best not in (None, *self.METRICS):
+            names = ", ".join(map(repr, self.METRICS))
+            yield f"metric_for_best must be {names} or left out, not {self.metric_for_best!r}"
         elif self.metric_for_best and self.save_strategy not in ("epoch", "steps", "best"):
             yield f"metric_for_best needs checkpoints, but save_strategy is {self.save_strategy!r}; use 'epoch'"

@@ -49,6 +49,16 @@ class AllClasses:
         return self.caption
 
 
+class OneCaption:
+    """The same caption with every picture, one that is built already."""
+
+    def __init__(self, caption: Caption):
+        self.caption = caption
+
+    def __call__(self, item: DetectionItem, rng: np.random.Generator | None = None) -> Caption:
+        return self.caption
+
+
 class ItemPhrases:
     """The sentence that grounding data brings. Raises ClassNamesError for a picture whose sentence is too long."""
 
@@ -70,6 +80,7 @@ class SampledClasses:
         num_negatives: most absent classes to draw; 85 in GLIP's pre-training.
         full: 0..1, probability of drawing so many; 0.5 in GLIP's pre-training.
         prompts: how each class reads; empty for plain names.
+        style: how a caption joins names, a key of `grounding.captions.SEPARATORS`.
 
     Raises:
         ClassNamesError: a name says nothing, is given twice, or does not fit alone.
@@ -84,6 +95,7 @@ class SampledClasses:
         num_negatives: int = 85,
         full: float = 0.5,
         prompts: Sequence[CaptionPrompt] = (),
+        style: str = "train",
     ):
         if num_negatives < 0 or not 0 <= full <= 1:
             raise ConfigError(f"num_negatives must not be negative, full must be 0..1: {num_negatives}, {full}")
@@ -91,14 +103,14 @@ class SampledClasses:
             raise ConfigError(f"{len(class_names)} class names need as many caption prompts, got {len(prompts)}")
         self.class_names, self.prompts = tuple(class_names), tuple(prompts)
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.num_negatives, self.full = num_negatives, full
+        self.num_negatives, self.full, self.style = num_negatives, full, style
         # What each name costs with the separator behind it. The last one needs none: a token to spare.
         texts = [p.prefix + clean_name(p.name) + p.suffix for p in prompts] or [clean_name(n) for n in class_names]
         self.costs = [len(ids) for ids in tokenizer([f"{t}. " for t in texts], add_special_tokens=False)["input_ids"]]
         check_names(class_names)
         for label, cost in enumerate(self.costs):
             if cost > max_tokens - tokenizer.num_special_tokens_to_add():  # raises unless it was the separator
-                build_caption([class_names[label]], tokenizer, max_tokens, prompts=prompts[label : label + 1] or None)
+                build_caption([class_names[label]], tokenizer, max_tokens, style, prompts[label : label + 1] or None)
 
     def __call__(self, item: DetectionItem, rng: np.random.Generator) -> Caption:
         crowds = np.unique(item.labels[item.iscrowd]).tolist()
@@ -107,7 +119,7 @@ class SampledClasses:
             try:
                 names = [self.class_names[label] for label in labels]
                 prompts = [self.prompts[label] for label in labels] if self.prompts else None
-                return build_caption(names, self.tokenizer, self.max_tokens, prompts=prompts, labels=labels)
+                return build_caption(names, self.tokenizer, self.max_tokens, self.style, prompts, labels)
             except ClassNamesError:  # a tokenizer that joins words otherwise than one by one
                 if len(labels) == 1:
                     raise

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ...errors import DataError
 from ..base import first_few
-from ..images import open_image
+from ..images import image_size, open_image, probe_image
 from ..torch_dataset import ImageDataset, ImageReport, check_images
 from .base import SPLITS, DetectionData, DetectionItem
 from .captions import CaptionChoice
@@ -79,6 +79,11 @@ class DetectionDataset(Dataset):
         return self._views.epoch
 
     @property
+    def views(self) -> int:
+        """How many fixed views each picture has; 0 if they are fresh."""
+        return self._views.views
+
+    @property
     def view(self) -> int:
         """Number of the view that the present epoch shows; the epoch itself if views are fresh."""
         return self._views.view
@@ -104,16 +109,22 @@ class DetectionDataset(Dataset):
             caption does not name; positive_map (n, T) float32; caption; num_left_out, how many boxes it does not name;
             image_id; index.
         """
+        item = self.items[index]
+        image, _ = self.transform(open_detection_image(item), item.boxes, self.rng(index))
+        return {"pixel_values": torch.as_tensor(self.pixels(image)), **self.annotation(index)}
+
+    def annotation(self, index: int) -> dict[str, Any]:
+        """All but the pixels of `self[index]`, without reading the picture."""
         item, rng = self.items[index], self.rng(index)
-        image, boxes = self.transform(open_detection_image(item), item.boxes, rng)
+        size, flipped = self.transform.draw((item.height, item.width), rng)
+        boxes = self.transform.move(item.boxes, (item.height, item.width), size, flipped)
         caption = self.captions(item, rng)
         usable = ~item.iscrowd
         named = np.array([caption.position(label) is not None for label in item.labels.tolist()], dtype=bool)
         rows = usable & named
         labels = torch.from_numpy(item.labels[rows])
         return {
-            "pixel_values": torch.as_tensor(self.pixels(image)),
-            "image_size": (image.size[1], image.size[0]),
+            "image_size": size,
             "original_size": (item.height, item.width),
             "boxes": torch.from_numpy(boxes[rows]),
             "labels": labels,
@@ -146,6 +157,31 @@ def collate_detection(batch: Sequence[dict[str, Any]], pad: Callable[[list[Tenso
     }
 
 
+def check_detection_images(
+    items: Sequence[DetectionItem], workers: int = 0, max_broken_share: float = 0.01
+) -> tuple[list[DetectionItem], ImageReport]:
+    """`check_images`, and each picture's size against its annotation.
+
+    Returns:
+        The good items in their order, and the report.
+
+    Raises:
+        DataError: more than `max_broken_share` cannot be read or are of another size; names the first few.
+    """
+    return check_images(items, workers, max_broken_share, probe=_probe)
+
+
+def _probe(item: DetectionItem) -> None:
+    probe_image(item)
+    stored, turned = image_size(item)
+    wanted = item.width, item.height
+    if wanted not in (stored, turned):
+        raise DataError(
+            f"{item.key} is {turned[0]} x {turned[1]} pixels, its annotation says {wanted[0]} x {wanted[1]}; "
+            "boxes would not fit: correct one of them"
+        )
+
+
 def check_detection_data(
     data: DetectionData, workers: int = 0, max_broken_share: float = 0.01
 ) -> tuple[DetectionData, ImageReport]:
@@ -154,7 +190,8 @@ def check_detection_data(
     Raises:
         DataError: too many broken images, or a class whose training pictures are all broken.
     """
-    _, report = check_images([item for split in SPLITS for item in getattr(data, split)], workers, max_broken_share)
+    every = [item for split in SPLITS for item in getattr(data, split)]
+    _, report = check_detection_images(every, workers, max_broken_share)
     keep = lambda items: tuple(item for item in items if item.key not in report.broken)
     good = replace(data, **{split: keep(getattr(data, split)) for split in SPLITS})
     if data.class_names:

@@ -49,17 +49,27 @@ class DetectionTransform:
 
         The same generator state or seed gives the same result; two numbers are drawn always, whatever comes of them.
         """
-        rng = np.random.default_rng(rng)
-        short = self.short_sides[int(rng.integers(len(self.short_sides)))]
-        flipped = rng.random() < self.flip
         before = image.size[1], image.size[0]
-        height, width = (max(1, side) for side in resized_size(*before, short, self.longest))
+        (height, width), flipped = self.draw(before, rng)
         if (height, width) != before:
             image = image.resize((width, height), BILINEAR)
-        boxes = scale_boxes(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), before, (height, width))
         if flipped:
-            image, boxes = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT), flip_boxes(boxes, width)
-        return image, boxes
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image, self.move(boxes, before, (height, width), flipped)
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator | int | None = None) -> tuple[tuple[int, int], bool]:
+        """(height, width) -> (height, width) of the new picture, and whether it is flipped; draws two numbers."""
+        rng = np.random.default_rng(rng)
+        short = self.short_sides[int(rng.integers(len(self.short_sides)))]
+        flipped = bool(rng.random() < self.flip)
+        height, width = (max(1, side) for side in resized_size(*size, short, self.longest))
+        return (height, width), flipped
+
+    @staticmethod
+    def move(boxes: np.ndarray, before: tuple[int, int], after: tuple[int, int], flipped: bool) -> np.ndarray:
+        """(n, 4) xyxy pixels -> float32 boxes of the picture that was resized and flipped like this."""
+        boxes = scale_boxes(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), before, after)
+        return flip_boxes(boxes, after[1]) if flipped else boxes
 
     def key(self) -> str:
         """A text that differs whenever the result may differ; part of cache keys."""

@@ -164,6 +164,10 @@ class GlipProcessor:
         new_height, new_width = resized_size(height, width, short_side or self.short_side, self.long_side)
         if (new_height, new_width) != (height, width):
             image = image.resize((max(new_width, 1), max(new_height, 1)), Image.Resampling.BILINEAR)
+        return self.normalize(image)
+
+    def normalize(self, image: Image.Image) -> Tensor:
+        """An RGB picture as (3, h, w) float32: BGR and normalised, neither resized nor padded."""
         pixels = torch.from_numpy(np.asarray(image, dtype=np.float32)[:, :, ::-1].copy())
         # Through 0..1 and back, as the official transforms do, for the same rounding.
         pixels = pixels / 255 * 255

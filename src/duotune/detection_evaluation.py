@@ -1,0 +1,258 @@
+"""How good a detector is: AP on labelled pictures, table by class, picture by picture on disk so that it can go on.
+
+out/detections.jsonl    first line: what was measured; then one line per picture, written as they are found
+out/metrics.json        at the end
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from .data.detection.base import DetectionData, DetectionItem
+from .data.detection.captions import OneCaption
+from .data.detection.torch_dataset import DetectionDataset, check_detection_images
+from .errors import ConfigError, DataError
+from .metrics import BoxPrediction, DetectionMetrics
+from .metrics.detection import LVIS_MAX_DETECTIONS
+from .model import PromptedDetector
+from .report import write_text
+from .training.detection import detection_test_transform, find_boxes
+from .training.detection_features import DetectionCollator
+
+logger = logging.getLogger(__name__)
+
+DETECTIONS, METRICS = "detections.jsonl", "metrics.json"
+
+
+@dataclass(frozen=True)
+class DetectionResult:
+    """What `evaluate_detector` found.
+
+    Attributes:
+        metrics: average precisions in percent, over all classes and per class.
+        predictions: boxes, scores and labels of each item in `items`.
+        seconds: wall time, decoding included; of this call, where earlier ones had found some already.
+        items: the pictures that were read, in their order.
+        broken: name of each picture that could not be read (left out of everything else) -> why.
+        resumed: pictures whose boxes an earlier call had found.
+    """
+
+    metrics: DetectionMetrics
+    predictions: tuple[BoxPrediction, ...] = field(repr=False)
+    seconds: float
+    items: tuple[DetectionItem, ...] = field(repr=False, default=())
+    broken: dict[str, str] = field(default_factory=dict)
+    resumed: int = 0
+
+    @property
+    def ap(self) -> float | None:
+        """AP in percent; None if no class has boxes."""
+        return self.metrics.ap
+
+    @property
+    def ap50(self) -> float | None:
+        """AP at an IoU of 0.50 in percent; None if no class has boxes."""
+        return self.metrics.ap50
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.metrics.class_names
+
+    def to_json(self) -> str:
+        values = {**self.metrics.to_dict(), "seconds": self.seconds, "broken": self.broken, "resumed": self.resumed}
+        return json.dumps(values, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        """A table, one row per class and one for all."""
+        skipped = f"; {len(self.broken)} images could not be read" if self.broken else ""
+        earlier = f"; {self.resumed} of them found before" if self.resumed else ""
+        count = self.metrics.num_images
+        return f"{self.metrics}\n{count} images in {self.seconds:.1f} s{earlier}{skipped}"
+
+
+def evaluate_detector(
+    model: PromptedDetector,
+    data: DetectionData,
+    split: str = "test",
+    batch_size: int = 1,
+    workers: int = 2,
+    out: str | Path | None = None,
+    progress: bool = True,
+    max_broken_share: float = 0.01,
+    **limits: float,
+) -> DetectionResult:
+    """Find boxes in labelled pictures at the size of testing and measure AP.
+
+    Classes that one caption cannot hold are looked for in several. The model is evaluated in eval mode and left in the
+    mode it was in.
+
+    Args:
+        data: its class names are the model's; with `frequencies`, LVIS's rules count.
+        split: "train", "val" or "test".
+        batch_size: pictures per forward pass; they are padded to the largest, so 1 is the plainest.
+        workers: processes that decode; 0 decodes in this one.
+        out: folder that keeps boxes as they are found, and the metrics; called again, it goes on where it stopped.
+        max_broken_share: 0..1; pictures that cannot be read are named and left out up to this share.
+        limits: score_threshold, nms_threshold, max_detections; the detector's own if left out, but 300 boxes for LVIS.
+
+    Raises:
+        ConfigError: other classes than the model's, or phrases. DataError: no pictures, too many broken ones, or `out`
+            holds boxes of another model, data set or limits.
+    """
+    start = time.perf_counter()
+    items = _items(model, data, split)
+    if data.frequencies:
+        limits.setdefault("max_detections", LVIS_MAX_DETECTIONS)
+    good, report = check_detection_images(items, workers, max_broken_share)
+    if not good:
+        raise DataError(f"none of the {len(items)} pictures can be read; first: {next(iter(report.broken.values()))}")
+    with _Memory(out, _identity(model, data, split, batch_size, limits), good) as memory:
+        resumed = len(memory.found)
+        waiting = [item for item in good if item.short_key not in memory.found]
+        with tqdm(total=len(waiting), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
+            for part, boxes in _find(model, waiting, batch_size, workers, limits):
+                memory.add(part, boxes)
+                bar.update(len(part))
+        found = [memory.found[item.short_key] for item in good]
+    metrics = DetectionMetrics.measure(good, found, data.class_names, data.frequencies)
+    seconds = time.perf_counter() - start
+    result = DetectionResult(metrics, tuple(found), seconds, tuple(good), report.broken, resumed)
+    if out is not None:
+        write_text(Path(out) / METRICS, result.to_json() + "\n")
+    return result
+
+
+def _items(model: PromptedDetector, data: DetectionData, split: str) -> tuple[DetectionItem, ...]:
+    if not isinstance(model, PromptedDetector):
+        raise ConfigError("evaluate_detector measures detectors; a classifier is measured by evaluate")
+    if split not in ("train", "val", "test"):
+        raise ConfigError(f"split must be train, val or test, not {split!r}")
+    if not data.class_names:
+        raise ConfigError(f"{data.name} has phrases instead of classes; AP is of classes")
+    if tuple(data.class_names) != model.class_names:
+        raise ConfigError(
+            f"the model finds {len(model.class_names)} classes, {data.name} has other {len(data.class_names)}; call "
+            "set_classes(data.class_names)"
+        )
+    items = getattr(data, split)
+    if not items:
+        raise DataError(f"{data.name} has no {split} pictures; it has {_splits(data)}")
+    return items
+
+
+def _splits(data: DetectionData) -> str:
+    return ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test") if getattr(data, s)) or "none"
+
+
+def _find(
+    model: PromptedDetector, items: Sequence[DetectionItem], batch_size: int, workers: int, limits: dict[str, float]
+) -> Iterator[tuple[list[DetectionItem], list[BoxPrediction]]]:
+    """Batches of pictures and what is found in them."""
+    if not items:
+        return
+    backbone = model.backbone
+    # no loss is computed, so any caption serves; boxes are those of all classes
+    captions = OneCaption(model.method.all_captions[0])
+    images = DetectionDataset(items, detection_test_transform(backbone), backbone.normalize, captions)
+    workers = min(workers, -(-len(items) // batch_size))
+    loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=DetectionCollator(backbone.pad))
+    for number, batch in enumerate(loader):
+        yield list(items[number * batch_size : (number + 1) * batch_size]), find_boxes(model, batch, **limits)
+
+
+def _identity(
+    model: PromptedDetector, data: DetectionData, split: str, batch_size: int, limits: dict[str, float]
+) -> dict[str, Any]:
+    """What found boxes depend on."""
+    learnt = hashlib.sha256()
+    for name, tensor in sorted(model.method.artifact_state().items()):
+        learnt.update(f"{name}{tuple(tensor.shape)}".encode())
+        learnt.update(tensor.detach().cpu().float().contiguous().numpy())
+    return {
+        "backbone": model.backbone.fingerprint(),
+        "method": model.method_name,
+        "settings": model.method.config.to_dict(),
+        "learnt": learnt.hexdigest()[:16],
+        "captions": [caption.text for caption in model.method.all_captions],
+        "size": detection_test_transform(model.backbone).key(),
+        "data": data.name,
+        "split": split,
+        "batch_size": batch_size,
+        "limits": limits,
+    }
+
+
+class _Memory:
+    """Boxes of pictures by `short_key`: what a file holds, and what is added to it."""
+
+    def __init__(self, folder: str | Path | None, identity: dict[str, Any], items: Sequence[DetectionItem]):
+        self.path = Path(folder) / DETECTIONS if folder is not None else None
+        self.identity = json.loads(json.dumps(identity))
+        self.known = {item.short_key for item in items}
+        self.found: dict[str, BoxPrediction] = {}
+        self.file: IO[str] | None = None
+
+    def __enter__(self) -> _Memory:
+        if self.path is None:
+            return self
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        kept = [json.dumps(self.identity, ensure_ascii=False)]
+        if lines:
+            self._check(lines[0])
+            for line in lines[1:]:
+                if self._read(line):
+                    kept.append(line)
+        write_text(self.path, "\n".join(kept) + "\n")  # without a last line that was cut off
+        self.file = self.path.open("a", encoding="utf-8")
+        return self
+
+    def _check(self, line: str) -> None:
+        try:
+            saved = json.loads(line)
+        except ValueError:
+            saved = {}
+        if other := [name for name, value in self.identity.items() if saved.get(name) != value]:
+            raise DataError(
+                f"{self.path} holds boxes found with another {other[0]}: {saved.get(other[0])!r}, now "
+                f"{self.identity[other[0]]!r}; choose another folder, or delete the file to start anew"
+            )
+
+    def _read(self, line: str) -> bool:
+        try:
+            row = json.loads(line)
+            boxes = np.array(row["boxes"], dtype=np.float32).reshape(-1, 4)
+            found = BoxPrediction(boxes, np.array(row["scores"], np.float32), np.array(row["labels"], np.int64))
+        except (ValueError, KeyError, TypeError):
+            return False
+        if row["image"] not in self.known or not len(found.boxes) == len(found.scores) == len(found.labels):
+            return False
+        self.found[row["image"]] = found
+        return True
+
+    def add(self, items: Sequence[DetectionItem], found: Sequence[BoxPrediction]) -> None:
+        for item, boxes in zip(items, found):
+            self.found[item.short_key] = boxes
+            if self.file is not None:
+                row = {name: np.asarray(value).tolist() for name, value in dataclasses.asdict(boxes).items()}
+                self.file.write(json.dumps({"image": item.short_key, "image_id": item.image_id, **row}) + "\n")
+        if self.file is not None:
+            self.file.flush()
+
+    def __exit__(self, *_: Any) -> None:
+        if self.file is not None:
+            self.file.close()
+
+
+__all__ = ["DetectionResult", "evaluate_detector"]
