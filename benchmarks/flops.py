@@ -62,14 +62,18 @@ def dpt_step(shape: Shape, num_classes: int) -> float:
     return text_step(shape, num_classes) + prompted_image_step(shape)
 
 
-def matmul_rate(dtype: torch.dtype, rows: int, width: int, seconds: float = 1.0) -> tuple[float, float]:
-    """FLOPs per second of the MLP's two products at this size, by the clock and by processor time; the best of several.
+def matmul_rate(
+    dtype: torch.dtype, rows: int, width: int, seconds: float = 1.0, inner: int | None = None
+) -> tuple[float, float]:
+    """FLOPs per second of two products (rows, width) -> (rows, inner) -> (rows, width), by the clock and by processor
+    time; the best of several. `inner` None is an MLP's, 4 width.
 
     Processor time counts every thread's seconds and no waiting, so it can be compared on a machine that is shared.
     """
-    x, up = torch.randn(rows, width, dtype=dtype), torch.randn(4 * width, width, dtype=dtype)
-    down = torch.randn(width, 4 * width, dtype=dtype)
-    hidden, out = torch.empty(rows, 4 * width, dtype=dtype), torch.empty(rows, width, dtype=dtype)
+    inner = 4 * width if inner is None else inner
+    x, up = torch.randn(rows, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
+    down = torch.randn(width, inner, dtype=dtype)
+    hidden, out = torch.empty(rows, inner, dtype=dtype), torch.empty(rows, width, dtype=dtype)
     best, best_cpu, runs, begin = float("inf"), float("inf"), 0, time.perf_counter()
     while runs < 3 or time.perf_counter() - begin < seconds:
         start, start_cpu = time.perf_counter(), time.process_time()
@@ -77,5 +81,5 @@ def matmul_rate(dtype: torch.dtype, rows: int, width: int, seconds: float = 1.0)
         torch.mm(hidden, down.T, out=out)
         best, best_cpu = min(best, time.perf_counter() - start), min(best_cpu, time.process_time() - start_cpu)
         runs += 1
-    flops = 2 * rows * 8 * width**2
+    flops = 2 * rows * 2 * width * inner
     return flops / best, flops / max(best_cpu, 1e-9)

@@ -7,16 +7,13 @@ import argparse
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from .ours import OurStep
-from .run import BENCHMARKS, QUICK_CLASSES
-from .shapes import QUICK, VIT_B16
+from .table import BENCHMARKS, make_step
 
 
 def table(name: str, rows: int = 12, quick: bool = False) -> str:
     """The operations with the largest share of one step's time; shares in percent of the whole."""
     bench = BENCHMARKS[name]
-    shape, classes = (QUICK, QUICK_CLASSES) if quick else (VIT_B16, bench.num_classes)
-    step = OurStep(shape, bench.method, classes, getattr(torch, bench.dtype))
+    step = make_step("ours", bench, bench.dtype, quick)
     step()
     with profile(activities=[ProfilerActivity.CPU]) as found:
         step()

@@ -16,41 +16,17 @@ import platform
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .flops import coop_step, dpt_step
-from .plain import plain_peak_bytes
-from .shapes import QUICK, VIT_B16
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """method: "coop" or "dpt". dtype: of our frozen weights. plain_dtype: of the plain step's."""
-
-    method: str
-    num_classes: int
-    dtype: str
-    plain_dtype: str
-    what: str
-
-
-BENCHMARKS = {
-    "coop_100": Benchmark("coop", 100, "float32", "float32", "CoOp, ViT-B/16, batch 32, 100 classes, fp32"),
-    "coop_1000": Benchmark("coop", 1000, "float32", "float32", "CoOp, ViT-B/16, batch 32, 1000 classes, fp32"),
-    "dpt_fp32": Benchmark("dpt", 100, "float32", "float32", "DPT, ViT-B/16, batch 32, 100 classes, fp32"),
-    "dpt_bf16": Benchmark("dpt", 100, "bfloat16", "float32", "DPT, ViT-B/16, batch 32, 100 classes, bf16 / plain fp32"),
-}
-QUICK_CLASSES = 6
+from .table import BENCHMARKS, Benchmark, needed_flops, plain_peak
 
 
 def side(kind: str, bench: Benchmark, dtype: str, quick: bool, repeats: int, threads: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.pt"
-        classes = QUICK_CLASSES if quick else bench.num_classes
-        arguments = [kind, bench.method, classes, dtype, int(quick), repeats, threads, out]
+        arguments = [kind, bench.name, dtype, int(quick), repeats, threads, out]
         command = [sys.executable, "-m", "benchmarks.worker", *map(str, arguments)]
         done = subprocess.run(command, cwd=Path(__file__).parent.parent)
         if done.returncode:
@@ -99,19 +75,18 @@ def run(name: str, repeats: int = 5, threads: int = 0, quick: bool = False) -> d
     import transformers
 
     bench = BENCHMARKS[name]
-    shape, classes = (QUICK, QUICK_CLASSES) if quick else (VIT_B16, bench.num_classes)
     print(f"{name}: {bench.what}" + (" (quick shape)" if quick else ""))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     ours = side("ours", bench, bench.dtype, quick, repeats, threads)
     ours_s = min(ours["seconds"])
-    flops = coop_step(shape, classes) if bench.method == "coop" else dpt_step(shape, classes)
+    flops = needed_flops(bench, quick)
     result = {"name": name, "ours_s": ours_s, "plain_s": None, "ratio": None}
     result |= {"ours_peak_gb": ours["peak"] / 1e9, "plain_peak_gb": None, "floor_s": flops / ours["rate"]}
     result |= {"ours_cpu_s": min(ours["cpu_seconds"]), "plain_cpu_s": None, "cpu_ratio": None}
     result |= {"floor_cpu_s": flops / ours["cpu_rate"], "step_gflop": flops / 1e9, "matmul_gflops": ours["rate"] / 1e9}
-    result |= {"plain_same_dtype_s": None, "plain_same_dtype_cpu_s": None}
+    result |= {f"plain_{which}_{unit}": None for which in ("same_dtype", "frozen") for unit in ("s", "cpu_s")}
     print(f"  ours   {ours_s:8.3f} s  {ours['peak'] / 1e9:6.2f} GB   floor {result['floor_s']:.3f} s")
-    needed = plain_peak_bytes(shape, bench.method, classes, getattr(torch, bench.plain_dtype))
+    needed = plain_peak(bench, quick)
     if needed > 0.9 * available_bytes():
         print(f"  plain  left out: needs about {needed / 1e9:.0f} GB, {available_bytes() / 1e9:.0f} GB are available")
     else:
@@ -122,11 +97,10 @@ def run(name: str, repeats: int = 5, threads: int = 0, quick: bool = False) -> d
         result["cpu_ratio"] = result["plain_cpu_s"] / result["ours_cpu_s"]
         result["loss_difference"], result["gradient_difference"] = differences(ours, plain)
         print(f"  plain  {plain_s:8.3f} s  {plain['peak'] / 1e9:6.2f} GB   ratio {plain_s / ours_s:.1f}")
-        if bench.dtype != bench.plain_dtype:
-            same = side("plain", bench, bench.dtype, quick, max(1, repeats // 2), threads)
-            result["plain_same_dtype_s"] = min(same["seconds"])
-            result["plain_same_dtype_cpu_s"] = min(same["cpu_seconds"])
-            print(f"  plain  {result['plain_same_dtype_s']:8.3f} s  in {bench.dtype}")
+        for key, (kind, dtype) in bench.plain_sides.items():
+            other = side(kind, bench, dtype, quick, max(1, repeats // 2), threads)
+            result |= {f"{key}_s": min(other["seconds"]), f"{key}_cpu_s": min(other["cpu_seconds"])}
+            print(f"  plain  {result[f'{key}_s']:8.3f} s  {key.removeprefix('plain_').replace('_', ' ')}")
     result |= {"repeats": repeats, "threads": ours["threads"], "load_at_start": load, "machine": machine()}
     result |= {"commit": commit(), "torch": torch.__version__, "transformers": transformers.__version__}
     return {k: round(v, 9) if isinstance(v, float) else v for k, v in result.items()}

@@ -58,8 +58,9 @@ class WordTokenizer:
         ids = [sum(ord(c) * 31**i for i, c in enumerate(word)) % (self.start - 1) + 1 for word in words]
         return [self.start, *ids, self.end]
 
-    def __call__(self, texts: Sequence[str]) -> SimpleNamespace:
-        return SimpleNamespace(input_ids=[self.encode(text) for text in texts])
+    def __call__(self, texts: Sequence[str], add_special_tokens: bool = True) -> SimpleNamespace:
+        rows = [self.encode(text) for text in texts]
+        return SimpleNamespace(input_ids=rows if add_special_tokens else [row[1:-1] for row in rows])
 
 
 def class_names(count: int) -> list[str]:

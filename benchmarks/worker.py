@@ -9,19 +9,14 @@ from pathlib import Path
 
 import torch
 
-from .flops import matmul_rate
-from .shapes import QUICK, VIT_B16
+from .table import BENCHMARKS, make_step, measured_rate
 
 
-def main(side: str, method: str, num_classes: str, dtype: str, quick: str, repeats: str, threads: str, out: str):
+def main(side: str, name: str, dtype: str, quick: str, repeats: str, threads: str, out: str):
     if int(threads):
         torch.set_num_threads(int(threads))
-    shape, kind = QUICK if quick == "1" else VIT_B16, getattr(torch, dtype)
-    if side == "ours":
-        from .ours import OurStep as Step
-    else:
-        from .plain import PlainStep as Step
-    step = Step(shape, method, int(num_classes), kind)
+    bench = BENCHMARKS[name]
+    step = make_step(side, bench, dtype, quick == "1")
     losses, seconds, cpu_seconds = [step()], [], []  # the first step warms up, and its gradients are compared
     gradients = {k: p.grad.float().clone() for k, p in step.parameters.items()}
     for _ in range(int(repeats)):
@@ -34,12 +29,7 @@ def main(side: str, method: str, num_classes: str, dtype: str, quick: str, repea
     result["threads"] = torch.get_num_threads()
     if side == "ours":
         del step
-        if method == "coop":
-            result["rate"], result["cpu_rate"] = matmul_rate(
-                kind, 447 if int(num_classes) <= 100 else 4317, shape.text_width
-            )
-        else:
-            result["rate"], result["cpu_rate"] = matmul_rate(kind, shape.batch * shape.image_tokens, shape.vision_width)
+        result["rate"], result["cpu_rate"] = measured_rate(bench, quick == "1")
     torch.save(result, Path(out))
 
 

@@ -14,7 +14,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 PROMISED = {"name", "ours_s", "plain_s", "ratio", "ours_peak_gb", "plain_peak_gb", "floor_s"}
-NAMES = {"coop_100", "coop_1000", "dpt_fp32", "dpt_bf16"}
+NAMES = {"coop_100", "coop_1000", "dpt_fp32", "dpt_bf16", "sdpt_step", "fusion_20", "fusion_256"}
 
 
 @pytest.fixture(autouse=True)
@@ -44,6 +44,50 @@ def test_both_sides_compute_the_same_steps(method):
         assert (ours.parameters[name] - p).norm() <= 1e-5 * p.norm(), name
 
 
+def gradient_differences(ours, plain):
+    assert ours.parameters.keys() == plain.parameters.keys()
+    pairs = {k: (ours.parameters[k].grad, p.grad) for k, p in plain.parameters.items()}
+    assert all(b.norm() > 1e-5 for _, b in pairs.values())
+    return {k: ((a - b).norm() / b.norm()).item() for k, (a, b) in pairs.items()}
+
+
+@pytest.mark.parametrize("visible", ["both", "text_queries"])
+def test_both_sides_compute_the_same_sdpt_step(visible):
+    """Loss and gradients of every layer's prototypes, and the loss behind an update."""
+    from benchmarks.detection_shapes import QUICK_GLIP
+    from benchmarks.ours_detection import OurSdptStep
+    from benchmarks.plain_glip import PlainSdptStep
+
+    ours, plain = OurSdptStep(QUICK_GLIP, 9, visible), PlainSdptStep(QUICK_GLIP, 9, frozen=True, visible=visible)
+    assert ours() == pytest.approx(plain(), rel=1e-6)
+    assert max(gradient_differences(ours, plain).values()) <= 1e-5
+    for a, b in zip(ours.parameters["prototypes.tokens"].grad, plain.parameters["prototypes.tokens"].grad):
+        assert (a - b).norm() <= 1e-5 * b.norm()
+    assert ours() == pytest.approx(plain(), rel=1e-6)
+
+
+def test_what_the_authors_leave_trainable_gets_gradients():
+    from benchmarks.detection_shapes import QUICK_GLIP
+    from benchmarks.plain_glip import PlainSdptStep
+
+    step = PlainSdptStep(QUICK_GLIP, 9)
+    step()
+    moved = {k for k, v in step.weights.values.items() if v.grad is not None}
+    assert {k.split(".")[2] for k in moved if k.startswith("rpn.head.")} >= {"dyhead_tower", "bbox_pred", "scales"}
+    assert not any(".b_attn." in k or k.startswith("backbone.") for k in moved)
+
+
+@pytest.mark.parametrize("valid", [9, 32])
+def test_both_sides_compute_the_same_fusion_attention(valid):
+    from benchmarks.detection_shapes import QUICK_GLIP
+    from benchmarks.ours_detection import OurFusion
+    from benchmarks.plain_glip import PlainFusion
+
+    ours, plain = OurFusion(QUICK_GLIP, valid), PlainFusion(QUICK_GLIP, valid)
+    assert ours() == pytest.approx(plain(), rel=1e-5)
+    assert max(gradient_differences(ours, plain).values()) <= 1e-5
+
+
 def test_a_run_prints_one_json_object_last(tmp_path):
     out = tmp_path / "out.json"
     options = ["coop_100", "--quick", "--repeats", "2", "--threads", "1", "--json", str(out)]
@@ -62,6 +106,27 @@ def test_a_run_prints_one_json_object_last(tmp_path):
     for key in PROMISED - {"name"}:
         assert result[key] > 0, key
     assert result == json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", ["sdpt_step", "fusion_20", "fusion_256"])
+def test_the_detection_benchmarks_report_the_same(monkeypatch, tmp_path, capsys, name):
+    """As above, both sides in this process, which starts faster."""
+    from benchmarks import flops, run, worker
+
+    rate = flops.matmul_rate
+    monkeypatch.setattr(flops, "matmul_rate", lambda *args, **rest: rate(*args, **rest, seconds=0.01))
+
+    def side(kind, bench, dtype, quick, repeats, threads):
+        worker.main(kind, bench.name, dtype, str(int(quick)), str(repeats), str(threads), str(tmp_path / "side.pt"))
+        return torch.load(tmp_path / "side.pt")
+
+    monkeypatch.setattr(run, "side", side)
+    run.main([name, "--quick", "--repeats", "2"])
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert PROMISED <= set(result) and result["name"] == name
+    assert result["loss_difference"] <= 1e-5 and result["gradient_difference"] <= 1e-5
+    assert all(result[key] > 0 for key in PROMISED - {"name"})
+    assert (result["plain_frozen_s"] is not None) == (name == "sdpt_step")
 
 
 def test_what_does_not_fit_is_left_out(monkeypatch):
@@ -120,6 +185,23 @@ def test_flops_by_hand():
     qkv, rest = 2 * rows * 3 * d * d, 2 * rows * 9 * d * d + 2 * 2 * d * rows * keys
     last = 2 * rows * 2 * d * d + images * (2 * 10 * d * d + 2 * 2 * d * keys)
     assert prompted_image_step(QUICK) == patches + qkv + rest + rest + last + last
+
+
+def test_flops_of_a_fusion_layer_by_hand():
+    """One position, one text token and one prototype, product by product."""
+    from benchmarks.detection_shapes import QUICK_GLIP
+    from benchmarks.flops_detection import convolutions, fusion_products
+
+    shape = replace(QUICK_GLIP, height=8, width=8, prototypes=1, inner=8, fusion_heads=2)
+    assert shape.positions == 5 and shape.sizes == [(1, 1)] * 5
+    d, text, inner, heads = shape.channels, shape.text_width, 8, 2
+    scores = 2 * heads * d * (2 * 5 + 1)  # two keys for five positions; the text token asks the visual prototype, too
+    updates = 2 * heads * d * (2 * 5 + 6)  # two keys' values for positions; six rows for the text token
+    wide, narrow = fusion_products(shape, 1)
+    assert wide == scores + updates
+    keys_and_values, folded = 2 * 2 * 2 * text * inner, 2 * 2 * 2 * inner * d
+    assert narrow == keys_and_values + folded + 2 * inner * (d + text) + 2 * inner * (d + text)
+    assert convolutions(shape) == 2 * 9 * d * (d * (5 + 4 + 4) + 27 * 5)
 
 
 def test_the_rate_is_a_rate():
