@@ -1,10 +1,10 @@
-"""From pictures to class names and probabilities."""
+"""From pictures to class names and probabilities, or to boxes."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ from PIL import Image
 
 from .data.base import ImageItem
 from .data.images import is_image_name, open_image, to_rgb
-from .errors import ConfigError, DataError
-from .model import PromptedModel
+from .drawing import draw_boxes
+from .errors import ConfigError, DataError, PortError
+from .model import PromptedDetector, PromptedModel
 from .training.features import evaluation_transform
 
 
@@ -46,8 +47,49 @@ class Prediction:
         return f"{self.source}: {classes}"
 
 
+@dataclass(frozen=True)
+class BoxesFound:
+    """What a detector found in one picture.
+
+    Attributes:
+        source: the file's path, or "image 3" for a picture given as an object (counted from 0).
+        width, height: of the picture in pixels; 0 if it cannot be read.
+        boxes: n boxes (x1, y1, x2, y2) in pixels, width = x2 - x1, surest first.
+        scores: n, 0..1. labels: n positions in the model's class names. names: those n class names.
+        error: why the picture cannot be read, else None.
+    """
+
+    source: str
+    width: int = 0
+    height: int = 0
+    boxes: tuple[tuple[float, float, float, float], ...] = ()
+    scores: tuple[float, ...] = ()
+    labels: tuple[int, ...] = ()
+    names: tuple[str, ...] = ()
+    error: str | None = None
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    def __str__(self) -> str:
+        if self.error:
+            return f"{self.source}: {self.error}"
+        found = [
+            f"{name} {score:.2f} at {', '.join(f'{side:.0f}' for side in box)}"
+            for name, score, box in zip(self.names, self.scores, self.boxes)
+        ]
+        return f"{self.source}: {'; '.join(found) or 'nothing found'}"
+
+    def draw(self, image: Image.Image) -> Image.Image:
+        """A copy of the picture with its boxes, names and scores. Raises DataError for a picture of another size."""
+        if image.size != (self.width, self.height):
+            raise DataError(f"the boxes belong to a picture of {self.width} x {self.height} pixels, not {image.size}")
+        texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
+        return draw_boxes(image, self.boxes, texts, self.labels)
+
+
 class Predictor:
-    """Classifies pictures with a model or an artifact.
+    """Classifies pictures, or finds boxes in them, with a model or an artifact.
 
     Args:
         model: a `PromptedModel`, or the folder of an artifact.
@@ -70,7 +112,7 @@ class Predictor:
 
             model = load(model, backbone, device, dtype, allow_other_backbone)
         self.model = model
-        self.transform = evaluation_transform(model.backbone)
+        self.transform = None if isinstance(model, PromptedDetector) else evaluation_transform(model.backbone)
 
     def classify(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
         """Classify pictures.
@@ -89,11 +131,13 @@ class Predictor:
             DataError: a picture that was named itself cannot be read, a path is absent, a folder holds no picture, or
                 an array is of another shape or type. ConfigError: top_k or batch_size below 1.
         """
+        if self.transform is None:
+            raise PortError(f"{self.model.backbone.name} is a detector; use detect(images) instead of classify")
         if top_k < 1 or batch_size < 1:
             raise ConfigError(f"top_k and batch_size must be at least 1, not {top_k} and {batch_size}")
         predictions: list[Prediction | None] = []
         waiting: list[tuple[int, str, np.ndarray]] = []
-        for source, image, error in self._pictures(images):
+        for source, image, error in self._pictures(images, "classify", self.transform):
             if error is None:
                 waiting.append((len(predictions), source, image))
             predictions.append(None if error is None else Prediction(source, (), (), error))
@@ -121,45 +165,108 @@ class Predictor:
             predictions[place] = Prediction(source, tuple(model.class_names[i] for i in c), tuple(p))
         waiting.clear()
 
-    def _pictures(self, images: Any) -> Iterator[tuple[str, np.ndarray | None, str | None]]:
-        """(source, pixels (3, S, S), None), or (source, None, why it cannot be read)."""
+    def detect(self, images: Any, score_threshold: float = 0.3, batch_size: int = 1) -> list[BoxesFound]:
+        """Find boxes of the model's classes in pictures.
+
+        Args:
+            images: as in `classify`.
+            score_threshold: 0..1; boxes with a lower score are left out.
+            batch_size: pictures per forward pass; they are padded to the largest, so 1 is the plainest.
+
+        Returns:
+            One entry per picture, in order; as in `classify`, one with `error` for a broken picture in a folder.
+
+        Raises:
+            PortError: the model is a classifier. DataError: as in `classify`. ConfigError: a number out of range.
+        """
+        return [found for found, _ in self.detections(images, score_threshold, batch_size)]
+
+    def detections(
+        self, images: Any, score_threshold: float = 0.3, batch_size: int = 1
+    ) -> Iterator[tuple[BoxesFound, Image.Image | None]]:
+        """As `detect`, one by one, each with its RGB picture (None if it cannot be read)."""
+        if not isinstance(self.model, PromptedDetector):
+            raise PortError(f"{self.model.backbone.name} finds no boxes; use classify(images) instead of detect")
+        if batch_size < 1 or not 0 <= score_threshold <= 1:
+            raise ConfigError(
+                f"batch_size must be at least 1 and score_threshold in 0..1, not {batch_size} and {score_threshold}"
+            )
+        waiting: list[tuple[str, Image.Image | None, str | None]] = []
+        for row in self._pictures(images, "look for boxes in", lambda image: image):
+            waiting.append(row)
+            if len(waiting) == batch_size:
+                yield from self._detect_batch(waiting, score_threshold)
+                waiting = []
+        yield from self._detect_batch(waiting, score_threshold)
+
+    def _detect_batch(
+        self, rows: list[tuple[str, Image.Image | None, str | None]], score_threshold: float
+    ) -> Iterator[tuple[BoxesFound, Image.Image | None]]:
+        good = [image for _, image, _ in rows if image is not None]
+        found = iter(self.model.detect(good, batch_size=len(good)) if good else ())
+        for source, image, error in rows:
+            if image is None:
+                yield BoxesFound(source, error=error), None
+                continue
+            row = next(found)
+            keep = (row["scores"] >= score_threshold).nonzero()[:, 0].tolist()
+            boxes, scores = row["boxes"].tolist(), row["scores"].tolist()
+            labels = [int(row["labels"][i]) for i in keep]
+            yield (
+                BoxesFound(
+                    source,
+                    *image.size,
+                    tuple(tuple(boxes[i]) for i in keep),
+                    tuple(scores[i] for i in keep),
+                    tuple(labels),
+                    tuple(self.model.class_names[label] for label in labels),
+                ),
+                image,
+            )
+
+    def _pictures(
+        self, images: Any, do: str, finish: Callable[[Image.Image], Any]
+    ) -> Iterator[tuple[str, Any, str | None]]:
+        """(source, finish(RGB picture), None), or (source, None, why it cannot be read)."""
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
             images = [images]
         if not isinstance(images, Iterable):
-            raise DataError(f"cannot classify a {type(images).__name__}; expected a picture, a path, or a list of them")
+            raise DataError(f"cannot {do} a {type(images).__name__}; expected a picture, a path, or a list of them")
         for number, image in enumerate(images):
             if isinstance(image, (str, Path)):
-                yield from self._from_path(Path(image).expanduser())
+                yield from self._from_path(Path(image).expanduser(), finish)
             elif isinstance(image, Image.Image):
-                yield f"image {number}", self._from_picture(image, number), None
+                yield f"image {number}", self._from_picture(image, number, finish), None
             elif isinstance(image, np.ndarray):
                 if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
                     raise DataError(
                         f"image {number} is a {image.dtype} array of shape {image.shape}; expected (H, W, 3) uint8 RGB"
                     )
-                yield f"image {number}", self.transform(Image.fromarray(image)), None
+                yield f"image {number}", finish(Image.fromarray(image)), None
             else:
                 raise DataError(
                     f"image {number} is a {type(image).__name__}; expected a PIL image, an array, or a path"
                 )
 
-    def _from_picture(self, image: Image.Image, number: int) -> np.ndarray:
+    @staticmethod
+    def _from_picture(image: Image.Image, number: int, finish: Callable[[Image.Image], Any]) -> Any:
         if 0 in image.size:
             raise DataError(f"image {number} has {image.width} x {image.height} pixels; expected at least 1 x 1")
         try:
-            return self.transform(to_rgb(image))  # a picture that was opened but not loaded is decoded here
+            return finish(to_rgb(image))  # a picture that was opened but not loaded is decoded here
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(f"cannot read image {number}: {error}; repair or remove it") from error
 
-    def _from_path(self, path: Path) -> Iterator[tuple[str, np.ndarray | None, str | None]]:
+    @staticmethod
+    def _from_path(path: Path, finish: Callable[[Image.Image], Any]) -> Iterator[tuple[str, Any, str | None]]:
         if not path.is_dir():
-            yield str(path), self.transform(open_image(ImageItem(path, 0))), None
+            yield str(path), finish(open_image(ImageItem(path, 0))), None
             return
         files = sorted(p for p in path.rglob("*") if is_image_name(p.name) and p.is_file())
         if not files:
             raise DataError(f"the folder {path} holds no picture")
         for file in files:
             try:
-                yield str(file), self.transform(open_image(ImageItem(file, 0))), None
+                yield str(file), finish(open_image(ImageItem(file, 0))), None
             except DataError as error:
                 yield str(file), None, str(error)
