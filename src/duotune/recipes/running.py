@@ -184,7 +184,7 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
         trainer.add_callback(bar)
         for reason in trainer.broken.values():
             say(f"skipped: {reason}")
-        write_text(folder / WRITTEN, written)  # before training, so that it can be resumed from the folder alone
+        trainer.add_callback(_Begin(lambda: write_text(folder / WRITTEN, written)))
         try:
             trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
         finally:
@@ -234,6 +234,18 @@ def examples(outcomes: Sequence[Outcome], count: int = 12) -> list[Example]:
         )
         for i, (item, image) in enumerate(zip(items, images))
     ]
+
+
+class _Begin(TrainerCallback):
+    """Does something before the first step: early enough that a run can be resumed from its folder alone, and after a
+    checkpoint to resume from was found to fit, so that a refused one leaves the folder's recipe as it was."""
+
+    def __init__(self, do: Callable[[], Any]):
+        self.do = do
+
+    def on_train_begin(self, args, state, control, **_):
+        if state.is_world_process_zero:
+            self.do()
 
 
 class EpochBar(TrainerCallback):
