@@ -1,0 +1,469 @@
+"""Pre-train the embedded GLIP on composed scenes.
+
+    python pretrain_glip.py --glyphs work/glyphs --wordpiece work/wordpiece --out work/glip --minutes 80
+    python pretrain_glip.py ... --resume           # goes on from work/glip/state.pt
+
+Two stages. First the text tower alone learns to put names where a sentence encoder puts them (all-MiniLM-L6-v2), so
+that names that mean alike start alike. Then the detector learns with its own loss, every picture with a caption of
+what is there among what is not, and with an auxiliary one: the feature pyramid, read at the middle of every object,
+says which of all concepts it is; its weight fades out over the first 80 %. Drawings keep their own colours in most
+pictures at first, the full mixture is reached after 30 %. The offsets of the deformable convolutions are held at zero
+for the first --plain part.
+--processes train together, each on --batch pictures, and average their gradients; each has one more that composes
+scenes ahead. Every scene is shown REUSE times, flipped or not and under a new caption each time.
+The image tower runs in bf16 autocast unless that is switched off.
+The learning rate is warmed up, then falls as a cosine over the part of --minutes (or --samples) done.
+Writes Hugging Face folders (model, tokenizer, processor) and `log.jsonl` to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import math
+import os
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from holdout import split
+from pretrain_clip import sentence_embeddings
+from rendering import KINDS
+from scenes import CANVAS, Distribution, is_object
+from torch import Tensor, nn
+from transformers import AutoTokenizer, BertConfig
+
+from duotune.grounding import build_caption
+from duotune.metrics.detection import BoxPrediction, DetectionMetrics
+from duotune.models.glip import GlipConfig, GlipForObjectDetection, GlipProcessor
+from duotune.models.glip.deform_conv import ModulatedDeformConv
+
+LONGEST_CAPTION = 128
+SCENES_WATCHED, CLASSES_WATCHED = 120, 40
+REUSE, KEPT = 3, 1500
+LAST_LAYERS = 5.0  # factor of the learning rate of the layers that say boxes and centerness
+
+
+def configuration(args, vocabulary: int) -> GlipConfig:
+    return GlipConfig(
+        embed_dim=args.embed,
+        depths=args.depths,
+        num_heads=[max(1, (args.embed << stage) // 32) for stage in range(4)],
+        window_size=4,
+        drop_path_rate=args.drop_path,
+        fpn_channels=args.channels,
+        drop_block_prob=0.0,
+        num_fusion_layers=args.fusion_layers,
+        fusion_dim=args.fusion,
+        fusion_heads=2,
+        fusion_dropout=0.0,
+        group_norm_groups=8,
+        num_unused_classes=1,
+        max_text_tokens=LONGEST_CAPTION,
+        anchor_scale=3.0,
+        text_config=BertConfig(
+            vocab_size=vocabulary,
+            hidden_size=args.text_width,
+            num_hidden_layers=args.text_layers,
+            num_attention_heads=args.text_width // 32,
+            intermediate_size=4 * args.text_width,
+            max_position_embeddings=LONGEST_CAPTION,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+    )
+
+
+def make_processor(config: GlipConfig, tokenizer) -> GlipProcessor:
+    return GlipProcessor.from_config(config, tokenizer, short_side=CANVAS, long_side=2 * CANVAS)
+
+
+def pixel_values(pixels: np.ndarray, processor: GlipProcessor) -> Tensor:
+    """(B, S, S, 3) uint8 RGB -> (B, 3, S, S), as `GlipProcessor.preprocess` gives for pictures of that size."""
+    x = torch.from_numpy(pixels[..., ::-1].astype(np.float32))
+    return ((x - torch.tensor(processor.pixel_mean)) / torch.tensor(processor.pixel_std)).permute(0, 3, 1, 2)
+
+
+def inclusive(boxes: np.ndarray) -> Tensor:
+    """Boxes with width = x2 - x1 -> GLIP's inclusive corners."""
+    return torch.from_numpy((boxes - [0, 0, 1, 1]).astype(np.float32))
+
+
+class Batches:
+    """Endless batches of scenes with captions."""
+
+    def __init__(self, images, records, processor, size, seed):
+        self.scenes = Distribution(images, records, split(records)[0])
+        self.processor, self.size, self.rng = processor, size, np.random.default_rng(seed)
+        self.kept: list[tuple] = []
+
+    def _drawn(self, mild: float):
+        """A scene, fresh or shown before: (pixels, boxes, concepts)."""
+        if len(self.kept) < self.size * 4 or self.rng.random() < 1 / REUSE:
+            scene, concepts = self.scenes.scene(self.rng, mild=mild)
+            place = len(self.kept) if len(self.kept) < KEPT else int(self.rng.integers(KEPT))
+            self.kept[place : place + 1] = [(scene.pixels, scene.boxes, concepts)]
+            return self.kept[place]
+        return self.kept[self.rng.integers(len(self.kept))]
+
+    def __call__(self, mild: float) -> dict:
+        pictures, labels, texts, every = [], [], [], []
+        for _ in range(self.size):
+            pixels, boxes, concepts = self._drawn(mild)
+            if self.rng.random() < 0.5:
+                pixels, boxes = pixels[:, ::-1], boxes[:, [2, 1, 0, 3]] * [-1, 1, -1, 1] + [CANVAS, 0, CANVAS, 0]
+            names, places = self.scenes.caption(concepts, self.rng)
+            caption = build_caption(names, self.processor.tokenizer, LONGEST_CAPTION)
+            texts.append(caption.text)
+            pictures.append(pixels)
+            labels.append(dict(boxes=inclusive(boxes), positive_map=caption.positive_map(places)))
+            every.append(torch.tensor(concepts))
+        pixels = pixel_values(np.stack(pictures), self.processor)
+        return dict(pixels=pixels, labels=labels, concepts=every, **self.processor.tokenize(texts))
+
+
+def compose_ahead(queue, progress, *args):
+    torch.set_num_threads(1)
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    batches = Batches(*args)
+    while True:
+        queue.put(batches(max(0.0, 0.8 * (1 - progress.value / 0.3))))
+
+
+class WatchedScene:
+    """A scene with ground truth, in the form that `DetectionMetrics` reads."""
+
+    neg_labels = not_exhaustive_labels = ()
+
+    def __init__(self, number: int, boxes: np.ndarray, labels: list[int], size: int):
+        self.image_id, self.width, self.height = number, size, size
+        self.boxes, self.labels = boxes, np.array(labels, dtype=np.int64)
+        self.iscrowd = np.zeros(len(boxes), bool)
+        self.area = (boxes[:, 2:] - boxes[:, :2]).prod(1).astype(np.float64)
+
+
+class Watched:
+    """Zero-shot AP on scenes of kept-back drawings of concepts that pre-training knows: the number to watch."""
+
+    def __init__(self, images, records, processor, scenes=SCENES_WATCHED, classes=CLASSES_WATCHED, seed=5):
+        _, held, back = split(records)
+        allowed = [i for i in back if records[i]["concept"] not in held]
+        rng, source = np.random.default_rng(seed), Distribution(images, records, allowed)
+        chosen = rng.choice(len(source.concepts), classes, replace=False)
+        source.concepts = [source.concepts[k] for k in chosen]
+        source.names, source.subgroups = [source.names[k] for k in chosen], [source.subgroups[k] for k in chosen]
+        source.of_subgroup = {s: [k for k, t in enumerate(source.subgroups) if s == t] for s in source.subgroups}
+        source.number = {c: k for k, c in enumerate(source.concepts)}
+        self.processor, self.names = processor, source.names
+        drawn = [source.scene(rng, mild=0.5) for _ in range(scenes)]
+        self.pixels = np.stack([scene.pixels for scene, _ in drawn])
+        self.items = [WatchedScene(k, s.boxes, labels, CANVAS) for k, (s, labels) in enumerate(drawn)]
+
+    @torch.no_grad()
+    def __call__(self, model) -> tuple[float, float]:
+        """(AP, AP50); all classes in as many captions as they need."""
+        captions = [self.processor.caption(names) for names in self.processor.chunk_class_names(self.names, 20)]
+        model.eval()
+        found = [[] for _ in self.items]
+        for start in range(0, len(self.items), 50):
+            x = pixel_values(self.pixels[start : start + 50], self.processor).to(model.device)
+            maps = model.model.encode_image(x)
+            first = 0
+            for caption in captions:
+                text = {k: v.to(model.device) for k, v in self.processor.tokenize([caption.text] * len(x)).items()}
+                out = model(feature_maps=maps, **text)
+                sizes = [(CANVAS, CANVAS)] * len(x)
+                rows = self.processor.post_process_object_detection(out, caption, sizes, score_threshold=0.01)
+                for k, row in enumerate(rows):
+                    found[start + k].append((row["boxes"].cpu(), row["scores"].cpu(), row["labels"].cpu() + first))
+                first += len(caption.names)
+        model.train()
+        predictions = []
+        for parts in found:
+            boxes, scores, labels = (torch.cat(p) for p in zip(*parts))
+            predictions.append(
+                BoxPrediction((boxes + torch.tensor([0, 0, 1, 1])).numpy(), scores.numpy(), labels.numpy())
+            )
+        metrics = DetectionMetrics.measure(self.items, predictions, self.names)
+        return round(metrics.ap, 2), round(metrics.ap50, 2)
+
+
+def teach_names(model, processor, records, minutes: float, batch: int = 48, lr: float = 1.5e-3) -> float:
+    """Stage one: the mean token of each name in a caption, mapped linearly, points where MiniLM points. -> last cosine."""
+    names = sorted({r["name"] for r in records if not r["concept"].startswith("n:")} | set(KINDS.values()))
+    likely = sorted({r["name"] for r in records if is_object(r)})
+    number = {name: k for k, name in enumerate(names)}
+    teacher = sentence_embeddings(names).to(model.device)
+    mapped = nn.Linear(model.config.text_dim, teacher.shape[1]).to(model.device)
+    text = model.model.text.train()
+    optimiser = torch.optim.AdamW([*text.parameters(), *mapped.parameters()], lr=lr, weight_decay=0.01)
+    rng, started, step, recent = np.random.default_rng(0), time.time(), 0, collections.deque(maxlen=50)
+    while (part := (time.time() - started) / (60 * minutes)) < 1:
+        for group in optimiser.param_groups:
+            group["lr"] = lr * min(1, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * part)))
+        captions = []
+        for _ in range(batch):
+            pool = likely if rng.random() < 0.6 else names
+            picked = [pool[k] for k in rng.choice(len(pool), int(rng.integers(1, 13)), replace=False)]
+            captions.append(build_caption(picked, processor.tokenizer, LONGEST_CAPTION))
+        ids = {k: v.to(model.device) for k, v in processor.tokenize([c.text for c in captions]).items()}
+        hidden = text(**ids).last_hidden_state
+        rows = [hidden[b, list(tokens)].mean(0) for b, c in enumerate(captions) for tokens in c.tokens]
+        wanted = teacher[[number[name] for c in captions for name in c.names]]
+        cosine = F.cosine_similarity(mapped(torch.stack(rows)), wanted).mean()
+        optimiser.zero_grad()
+        (1 - cosine).backward()
+        nn.utils.clip_grad_norm_(text.parameters(), 1.0)
+        optimiser.step()
+        recent.append(cosine.item())
+        step += 1
+    return float(np.mean(recent))
+
+
+class PlainConvolutions:
+    """While on, deformable convolutions are computed as the plain ones that they are where all offsets are zero.
+
+    Offsets start at zero here and are held there until `off`: several times faster, and what is learnt serves the
+    deformable ones from the step on which they are let go.
+    """
+
+    def __init__(self, model):
+        self.deformable = ModulatedDeformConv.forward
+        self.offsets = [block.image.offset for block in model.model.tower.blocks]
+
+    @torch.no_grad()
+    def start(self) -> None:
+        for convolution in self.offsets:
+            convolution.weight.zero_()
+            convolution.bias.zero_()
+
+    def on(self) -> None:
+        half = torch.tensor(0.0).sigmoid().item()  # the mask where nothing is asked of it
+        ModulatedDeformConv.forward = lambda m, x, offset, mask: F.conv2d(
+            x, half * m.weight, m.bias, m.stride, padding=1
+        )
+
+    def off(self) -> None:
+        ModulatedDeformConv.forward = self.deformable
+
+
+class ConceptReader(nn.Module):
+    """The auxiliary loss: which concept lies at the middle of each box, read off the maps before fusion."""
+
+    def __init__(self, channels: int, concepts: int, strides=(8, 16)):
+        super().__init__()
+        self.strides = strides
+        self.read = nn.ModuleList(nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, concepts)) for _ in strides)
+
+    def forward(self, maps: list[Tensor], labels: list[dict[str, Tensor]], concepts: list[Tensor]) -> Tensor:
+        wanted = torch.cat(concepts)
+        sample = torch.cat([torch.full((len(c),), b) for b, c in enumerate(concepts)]).to(wanted.device)
+        centre = torch.cat([(label["boxes"][:, :2] + label["boxes"][:, 2:] + 1) / 2 for label in labels])
+        total = 0.0
+        for read, level, stride in zip(self.read, maps, self.strides):
+            row, column = (
+                (centre[:, axis] / stride).long().clamp(0, level.shape[2 + (axis == 0)] - 1) for axis in (1, 0)
+            )
+            total = total + F.cross_entropy(read(level[sample, :, row, column].float()), wanted, label_smoothing=0.05)
+        return total / len(self.strides)
+
+
+class Together:
+    """What the processes of one training share; does nothing where there is one."""
+
+    def __init__(self, rank: int, processes: int, meeting: str):
+        self.rank, self.processes = rank, processes
+        if processes > 1:
+            dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=processes)
+
+    def first(self, values: list[Tensor]) -> None:
+        """Take over the first process's values."""
+        for value in values if self.processes > 1 else ():
+            dist.broadcast(value, 0)
+
+    def average(self, parameters: list[nn.Parameter]) -> None:
+        """Average gradients."""
+        grads = [p.grad for p in parameters if p.grad is not None]
+        if self.processes > 1:
+            flat = torch.cat([g.flatten() for g in grads]) / self.processes
+            dist.all_reduce(flat)
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads])):
+                grad.copy_(part.view_as(grad))
+
+
+def main(rank: int, args, meeting: str) -> None:
+    torch.set_num_threads(args.threads)
+    together = Together(rank, args.processes, meeting)
+    torch.multiprocessing.set_sharing_strategy("file_system")
+    device = torch.device(args.device)
+    images, records = np.load(args.glyphs / "images.npy"), json.loads((args.glyphs / "glyphs.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(args.wordpiece)
+    args.out.mkdir(parents=True, exist_ok=True)
+    state_file = args.out / "state.pt"
+    state = torch.load(state_file, weights_only=True) if args.resume and state_file.exists() else None
+    done, before = (state["samples"], state["seconds"]) if state else (0, 0.0)
+    seed = args.seed + done
+    torch.manual_seed(seed)
+    config = configuration(args, len(tokenizer))
+    processor = make_processor(config, tokenizer)
+
+    context = mp.get_context("fork")
+    queue, progress = context.Queue(maxsize=4), context.Value("d", 0.0)
+    composers = [
+        context.Process(
+            target=compose_ahead,
+            daemon=True,
+            args=(queue, progress, images, records, processor, args.batch, [seed, rank]),
+        )
+    ]
+    for process in composers:
+        process.start()
+
+    model = GlipForObjectDetection(config).to(device).train()
+    reader = ConceptReader(config.fpn_channels, len(Distribution(images, records, split(records)[0]).concepts)).to(
+        device
+    )
+    model.head.cls_logits.requires_grad_(False)
+    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    # the last layers start near zero and have to say numbers of several units
+    kinds = {"plain": [], "decayed": [], "last": []}
+    for name, parameter in trained:
+        plain = parameter.ndim < 2 or "embeddings" in name or "bias_table" in name
+        last = name.startswith(("head.bbox_pred", "head.centerness", "head.bias0"))
+        kinds["last" if last else "plain" if plain else "decayed"].append(parameter)
+    kinds["plain"] += reader.parameters()
+    optimiser = torch.optim.AdamW(
+        [dict(params=ps, weight_decay=0.05 if kind == "decayed" else 0.0) for kind, ps in kinds.items()],
+        lr=args.lr,
+        betas=(0.9, 0.98),
+        fused=True,
+    )
+    factors = [LAST_LAYERS if kind == "last" else 1.0 for kind in kinds]
+    log = lambda row: (
+        rank or print(json.dumps(row), flush=True) or (args.out / "log.jsonl").open("a").write(json.dumps(row) + "\n")
+    )
+    if state:
+        model.load_state_dict(state["model"])
+        reader.load_state_dict(state["reader"])
+        optimiser.load_state_dict(state["optimiser"])
+    else:
+        log(
+            dict(
+                parameters=sum(p.numel() for p in model.parameters()),
+                settings={k: str(v) for k, v in vars(args).items() if not isinstance(v, Path)},
+            )
+        )
+        if args.name_minutes and not rank:
+            log(dict(names_cosine=round(teach_names(model, processor, records, args.name_minutes), 3)))
+        together.first([p.data for p in [*model.parameters(), *reader.parameters()]])
+    watched = Watched(images, records, processor)
+    plain_convolutions = PlainConvolutions(model)
+    if not state:
+        plain_convolutions.start()
+
+    def checkpoint():
+        model.save_pretrained(args.out)
+        processor.save_pretrained(args.out)
+        parts = dict(model=model, reader=reader, optimiser=optimiser)
+        content = {name: part.state_dict() for name, part in parts.items()}
+        torch.save(content | dict(samples=done, seconds=seconds), state_file.with_suffix(".new"))
+        state_file.with_suffix(".new").replace(state_file)
+
+    started, step, first, seconds = time.time(), 0, done, before
+    recent, waited, last_watch = collections.defaultdict(lambda: collections.deque(maxlen=args.log_every)), 0.0, started
+    while True:
+        seconds = before + time.time() - started
+        part = max(done / args.samples if args.samples else 0, seconds / 60 / args.minutes if args.minutes else 0)
+        shared = torch.tensor([part], dtype=torch.float64)
+        together.first([shared])
+        part = shared.item()
+        if part >= 1:
+            break
+        progress.value = part
+        plain_convolutions.on() if part < args.plain else plain_convolutions.off()
+        warm = min(1.0, (step + 1) / 100) if state else min(1.0, (step + 1) / 150)
+        for group, factor in zip(optimiser.param_groups, factors):
+            group["lr"] = factor * args.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+        t = time.time()
+        batch = queue.get()
+        waited += time.time() - t
+        labels = [{k: v.to(device) for k, v in label.items()} for label in batch["labels"]]
+        concepts = [c.to(device) for c in batch["concepts"]]
+        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        text, mask = model.model.encode_text(ids, mask)  # too small to gain from autocast
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
+            maps = model.model.encode_image(batch["pixels"].to(device))
+            out = model(feature_maps=maps, text_hidden=text, attention_mask=mask, labels=labels)
+        fade = args.concept_loss * max(0.0, 1 - part / 0.8)
+        concept = reader(maps, labels, concepts) if fade else torch.zeros(())
+        loss = out.loss + fade * concept
+        optimiser.zero_grad()
+        loss.backward()
+        together.average([p for group in optimiser.param_groups for p in group["params"]])
+        norm = nn.utils.clip_grad_norm_([p for _, p in trained], 2.0)
+        optimiser.step()
+        step, done = step + 1, done + args.batch * args.processes
+        for name, value in {**out.losses, "concept": concept, "norm": norm}.items():
+            recent[name].append(float(value.detach()))
+        if step % args.log_every == 0:
+            row = dict(step=step, samples=done, part=round(part, 4), lr=round(optimiser.param_groups[0]["lr"], 6))
+            row |= {name: round(float(np.mean(values)), 4) for name, values in recent.items()}
+            row |= dict(wait_ms=round(1e3 * waited / step, 1), rate=round((done - first) / (time.time() - started), 1))
+            if not rank and time.time() - last_watch > 60 * args.watch_minutes:
+                row["ap"], row["ap50"] = watched(model)
+                last_watch = time.time()
+                checkpoint()
+            log(row)
+    plain_convolutions.off()
+    for process in composers:
+        process.terminate()
+    if rank:
+        return
+    checkpoint()
+    ap, ap50 = watched(model)
+    log(dict(done=True, samples=done, minutes=round(seconds / 60, 1), ap=ap, ap50=ap50))
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--glyphs", type=Path, required=True)
+    p.add_argument("--wordpiece", type=Path, required=True)
+    p.add_argument("--out", type=Path, required=True)
+    p.add_argument("--minutes", type=float, default=0, help="end after this long in all (0: no limit)")
+    p.add_argument("--samples", type=float, default=0, help="end after so many pictures (0: no limit)")
+    p.add_argument("--name-minutes", type=float, default=3, help="how long names are taught first")
+    p.add_argument("--batch", type=int, default=8)
+    p.add_argument("--lr", type=float, default=8e-4)
+    p.add_argument("--embed", type=int, default=32)
+    p.add_argument("--depths", type=int, nargs=4, default=[1, 1, 3, 1])
+    p.add_argument("--channels", type=int, default=64)
+    p.add_argument("--fusion-layers", type=int, default=2)
+    p.add_argument("--fusion", type=int, default=256)
+    p.add_argument("--text-width", type=int, default=128)
+    p.add_argument("--text-layers", type=int, default=2)
+    p.add_argument("--drop-path", type=float, default=0.0)
+    p.add_argument("--plain", type=float, default=0.7, help="part of the training without offsets")
+    p.add_argument("--concept-loss", type=float, default=0.7)
+    p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    p.add_argument("--threads", type=int, default=1)
+    p.add_argument("--processes", type=int, default=2)
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--log-every", type=int, default=50)
+    p.add_argument("--watch-minutes", type=float, default=8)
+    p.add_argument("--no-autocast", dest="autocast", action="store_false")
+    p.add_argument("--resume", action="store_true")
+    args = p.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        meeting = f"file://{folder}/meeting"
+        if args.processes > 1:
+            mp.spawn(main, (args, meeting), args.processes)
+        else:
+            main(0, args, meeting)
