@@ -26,25 +26,14 @@ from holdout import COLOUR_STYLES, split
 from packages import BY_STYLE
 from PIL import Image
 from pretrain_clip import load_glyphs
-from rendering import COLOUR_NAMES, EFFECTS, KINDS, OBJECTS, TILTS, draw_attributes, render
+from rendering import COLOUR_NAMES, EFFECTS, KINDS, OBJECTS, draw_attributes, render
 
 TRAIN, VAL, TEST_IMAGES, QUALITY = 20, 6, 400, 85
 FOOD = ("food-fruit", "food-vegetable", "food-prepared", "food-asian", "food-sweet", "drink")
 VEHICLES = ("transport-ground", "transport-water", "transport-air")
-THINGS = (
-    "musical-instrument",
-    "tool",
-    "household",
-    "office",
-    "sport",
-    "place-building",
-    "plant-flower",
-    "plant-other",
-    "animal-bird",
-    "animal-bug",
-    "animal-marine",
-    "animal-reptile",
-)
+TRANSPORT = (*VEHICLES, "place-building")
+MAMMALS = ("animal-mammal",)
+ANIMALS = (*MAMMALS, "animal-bird", "animal-bug", "animal-marine", "animal-reptile")
 PLAIN = dict(foreground=0, effect=0, tilt=0, size=(1, 2), background=(0, 1, 2))
 STYLE_NAMES = dict(
     noto="noto",
@@ -91,13 +80,19 @@ def deal(drawings: list[int], rs) -> dict[str, list[int]]:
     return dict(test=order[:test], val=order[test : test + 1], train=order[test + 1 :])
 
 
-def kinds(name, about, records, subgroups, most, seed, least=4, **options) -> Task:
-    """One class per concept of these subgroups with at least `least` kept-back drawings."""
+def kinds(name, about, records, subgroups, most, seed, least=4, held_out=None, **options) -> Task:
+    """One class per concept of these subgroups with at least `least` kept-back drawings.
+
+    held_out: True: concepts that pre-training never saw, all of whose drawings are kept back; False: the others;
+        None: both.
+    """
     _, held, back = split(records)
     drawings = collections.defaultdict(list)
     for i in back:
         r = records[i]
-        if r["subgroup"] in subgroups and r["concept"] not in held and not r["concept"].startswith("n:"):
+        if r["subgroup"] not in subgroups or r["concept"].startswith("n:") or BY_STYLE[r["style"]].mono:
+            continue
+        if held_out is None or (r["concept"] in held) == held_out:
             drawings[r["concept"]].append(i)
     rs = np.random.RandomState(seed)
     concepts = [c for c in sorted(drawings) if len(drawings[c]) >= least]
@@ -115,8 +110,8 @@ def swapped(x):
 
 
 def coarse(x):
-    """12 x 12 blocks."""
-    return F.interpolate(F.avg_pool2d(x, 4), scale_factor=4)
+    """12 x 12 blocks, colour channels exchanged."""
+    return swapped(F.interpolate(F.avg_pool2d(x, 4), scale_factor=4))
 
 
 def filmed(x):
@@ -175,20 +170,60 @@ def tasks(records) -> list[Task]:
         and records[i]["subgroup"] in OBJECTS
         and records[i]["concept"] not in held
     ]
+    of_kind = lambda name, about, subgroups, most, seed, **options: kinds(
+        name, about, records, subgroups, most, seed, force=dict(PLAIN), **options
+    )
+    new = dict(least=6, held_out=True)  # many different drawings of each: what 16 shots are for
     made = [
-        kinds(
-            "tiny-mammals",
-            "fine-grained kinds of mammals",
-            records,
-            ("animal-mammal",),
-            40,
-            1,
-            least=3,
-            force=dict(PLAIN),
+        of_kind("tiny-mammals", "fine-grained kinds of mammals, two or three drawings each", MAMMALS, 20, 1),
+        of_kind("tiny-clothing", "kinds of clothing, two or three drawings each", ("clothing",), 20, 3),
+        of_kind("tiny-food", "kinds of food and drink", FOOD, 20, 2, least=5),
+        of_kind(
+            "tiny-animals",
+            "animals whose names and looks pre-training never saw",
+            ANIMALS,
+            20,
+            4,
+            least=4,
+            held_out=True,
         ),
-        kinds("tiny-food", "kinds of food and drink", records, FOOD, 45, 2, force=dict(PLAIN)),
-        kinds("tiny-clothing", "kinds of clothing", records, ("clothing",), 30, 3, least=3, force=dict(PLAIN)),
-        kinds("tiny-objects", "objects, plants and small animals", records, THINGS, 60, 5, force=dict(PLAIN)),
+        of_kind(
+            "tiny-transport",
+            "vehicles and buildings that pre-training never saw",
+            TRANSPORT,
+            20,
+            5,
+            least=5,
+            held_out=True,
+        ),
+        of_kind("tiny-objects", "objects of all sorts that pre-training never saw", OBJECTS, 40, 6, **new),
+        of_kind(
+            "tiny-solarised",
+            "objects pre-training never saw, all pictures solarised: a systematic corruption it never saw either",
+            OBJECTS,
+            24,
+            7,
+            after=solarised,
+            **new,
+        ),
+        of_kind(
+            "tiny-edges",
+            "objects pre-training never saw, outlines on a faint picture: a systematic corruption it never saw either",
+            OBJECTS,
+            24,
+            9,
+            after=edges,
+            **new,
+        ),
+        of_kind(
+            "tiny-false-colours",
+            "food, all pictures with their colour channels exchanged: a systematic corruption pre-training saw rarely",
+            FOOD,
+            20,
+            10,
+            least=5,
+            after=swapped,
+        ),
         groups(
             "tiny-kinds",
             "what kind of thing it is; no concept is both trained and tested",
@@ -196,37 +231,6 @@ def tasks(records) -> list[Task]:
             colour,
             rs,
             force=dict(PLAIN),
-        ),
-        kinds(
-            "tiny-solarised",
-            "objects, all pictures solarised: a systematic corruption never seen in pre-training",
-            records,
-            THINGS,
-            60,
-            6,
-            force=dict(PLAIN),
-            after=solarised,
-        ),
-        kinds(
-            "tiny-edges",
-            "vehicles and buildings, outlines on a faint picture: a systematic corruption never seen in pre-training",
-            records,
-            (*VEHICLES, "place-building"),
-            60,
-            9,
-            least=3,
-            force=dict(PLAIN),
-            after=edges,
-        ),
-        kinds(
-            "tiny-false-colours",
-            "food, all pictures with their colour channels exchanged: a systematic corruption pre-training saw rarely",
-            records,
-            FOOD,
-            40,
-            7,
-            force=dict(PLAIN),
-            after=swapped,
         ),
     ]
     styles, pools = list(STYLE_NAMES), []
@@ -273,18 +277,6 @@ def tasks(records) -> list[Task]:
             templates=("a {} picture.", "a {} drawing."),
         )
     )
-    made.append(
-        attributes(
-            "tiny-tilt",
-            "how the drawing is turned, whatever it shows",
-            list(TILTS),
-            colour,
-            rs,
-            force=dict(PLAIN, tilt="label"),
-            template="a drawing of a {} object.",
-            templates=("a drawing of a {} object.", "a {} drawing."),
-        )
-    )
     flags = collections.defaultdict(list)
     for i in back:
         if records[i]["subgroup"] == "country-flag":
@@ -298,7 +290,7 @@ def tasks(records) -> list[Task]:
     made.append(
         Task(
             "tiny-flags",
-            "country flags of 12 x 12 blocks; one drawing for training and validation, another for testing",
+            "country flags of 12 x 12 blocks in exchanged colours; one drawing for training and validation, another for testing",
             names,
             pools,
             force=dict(PLAIN, size=(0, 1, 2)),
