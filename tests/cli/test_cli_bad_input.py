@@ -12,6 +12,7 @@ import zlib
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -116,6 +117,7 @@ def test_missing_folders(train, duotune, tmp_path, tiny_clip_folder, picture_fol
     says(duotune("import", tmp_path, *what, absent).error, "no file", "one class name per line")
     says(duotune("convert", "openai-clip", absent, tmp_path / "run", "--tokenizer", tiny_clip_folder).error, absent)
     says(duotune("train", "--resume", "--out", tmp_path / "run").error, "nothing to resume")
+    says(train("--out", ""), "--out is empty")
     says(train("--out", picture_folder / "train" / "red" / "0.png"), "is a file")
     assert not (tmp_path / "run").exists()
 
@@ -199,6 +201,48 @@ def test_a_feature_cache_that_cannot_be_written_is_told_once(duotune, few_steps,
     for command in (train, evaluate):
         ran = duotune(*command, "--cache-dir", tmp_path / "file")
         assert ran.status == 0 and ran.err.startswith(told) and len(ran.err.splitlines()) == 1, ran.err
+
+
+# files of others
+
+
+def test_imports_of_what_does_not_fit(fails, tmp_path, tiny_clip_folder, tiny_clip):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    part = tmp_path / "output" / "prompt_learner"
+    part.mkdir(parents=True)
+    file, whole = part / "model.pth.tar-5", torch.zeros(4, tiny_clip.text_width)
+    command = ["import", part.parent, "--backbone", tiny_clip_folder, "--classes", tmp_path / "names.txt"]
+    command += ["--out", tmp_path / "run"]
+    torch.save({"state_dict": {"ctx": whole}}, file)
+    says(fails(*command, "--num-candidates", 3), "num_candidates is of dpt", "holds coop")
+    says(fails(*command, "--epoch", "x"), "no checkpoint of epoch x", "epochs there: 5")
+    says(fails(*command, "--template", "x"), "must contain one '{}'")
+    file.write_bytes(file.read_bytes()[:300])
+    says(fails(*command), file, "is truncated")
+    file.write_bytes(b"no checkpoint")
+    says(fails(*command), file, "checkpoint")
+    scalar = torch.tensor(1.0)
+    for state, piece in (
+        ({"ctx": whole[0]}, "ctx has shape (48,)"),
+        ({"ctx": whole, "token_prefix": torch.zeros(3, 1, 48), "token_suffix": scalar}, "trained on 3 classes"),
+        ({"ctx": whole[:0]}, "num_context_tokens must be at least 1"),
+        ({"ctx": whole[:, :7]}, "text width 7 against 48"),
+        ({"other": whole}, "lacks ctx"),
+    ):
+        torch.save({"state_dict": state}, file)
+        says(fails(*command), piece)
+
+
+def test_conversions_of_what_is_no_clip(fails, tmp_path):
+    file = tmp_path / "file.pt"
+    command = ["convert", "openai-clip", file, tmp_path / "run", "--bpe", tmp_path / "absent"]
+    for content, piece in ((b"", "damaged"), (b"\x80\x02text", "of another kind"), (b"PK\x03\x04", "truncated")):
+        file.write_bytes(content)
+        line = fails(*command)
+        says(line, file, piece)
+        assert "weights_only" not in line
+    torch.save({"ctx": torch.zeros(3)}, file)
+    says(fails(*command), file, "lacks 8 of the tensors of OpenAI's CLIP")
 
 
 # classes and shots

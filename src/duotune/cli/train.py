@@ -103,7 +103,7 @@ def merge(options: Options) -> Recipe:
         if not written.is_file():
             raise DataError(f"nothing to resume: {written} does not exist; leave out --resume to start a run there")
         source = str(written)
-    faults: list[str] = []
+    faults: list[str] = [] if options.out.strip() else ["--out is empty; give a folder to write into"]
     recipe = Recipe()
     try:
         recipe = load_recipe(source) if source else recipe

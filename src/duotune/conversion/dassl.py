@@ -41,7 +41,7 @@ from torch import Tensor
 
 from ..backbones.base import Backbone, DualEncoder
 from ..data import DATASETS
-from ..errors import ArtifactError
+from ..errors import ArtifactError, ConfigError
 from ..methods import METHODS
 from ..model import PromptedModel, attach
 from .reading import read_archive, state_dict_of
@@ -103,7 +103,7 @@ class DasslCheckpoint:
     @property
     def num_classes(self) -> int | None:
         """C of the training run, None where no tensor knows it (VPT)."""
-        known = [len(self.text[k]) for k in ("token_prefix", "token_suffix") if k in self.text]
+        known = [len(self.text[k]) for k in ("token_prefix", "token_suffix") if k in self.text and self.text[k].ndim]
         if self.text and self.text["ctx"].ndim == 3:
             known.append(len(self.text["ctx"]))
         known += [len(t) for k, t in self.class_aware.items() if k.startswith("classfiers.")]
@@ -144,6 +144,10 @@ def import_dassl(
         ConfigError, PortError, ClassNamesError: as `attach` raises them.
     """
     found = read_dassl(path, epoch)
+    if num_candidates is not None and found.method != "dpt":
+        raise ConfigError(f"num_candidates is of dpt, and {found.folder} holds {found.method}; leave it out")
+    if position is not None and not found.text:
+        raise ConfigError(f"position is of a text context, and {found.folder} ({found.method}) has none; leave it out")
     if isinstance(backbone, str):
         from ..backbones import load_backbone
 
@@ -329,7 +333,13 @@ def _translate(found: DasslCheckpoint) -> dict[str, Tensor]:
 def _check_names(found: DasslCheckpoint, backbone: DualEncoder, class_names: Sequence[str]) -> None:
     """Raises ArtifactError if the embeddings of start token and "name." in the file are not the backbone's."""
     prefix, suffix = found.text.get("token_prefix"), found.text.get("token_suffix")
-    if prefix is None or suffix is None or suffix.ndim != 3 or suffix.shape[-1] != backbone.text_width:
+    if (
+        prefix is None
+        or suffix is None
+        or prefix.ndim != 3
+        or suffix.ndim != 3
+        or suffix.shape[-1] != backbone.text_width
+    ):
         return
     tokens = backbone.tokenize([f"{name.replace('_', ' ')}." for name in class_names])
     with torch.no_grad():

@@ -161,7 +161,12 @@ def _read_old(path: Path) -> Any:
     head = path.read_bytes()[:4]
     if head[:2] == b"PK":  # a zip file whose directory, at its end, is missing
         raise ArtifactError(f"{path} is truncated; copy or download it again")
-    return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's text advises to run what is in the file
+        raise ArtifactError(
+            f"cannot read {path} as a PyTorch checkpoint; it is damaged or of another kind; copy or download it again"
+        ) from error
 
 
 def state_dict_of(content: Any) -> dict[str, Tensor] | None:
