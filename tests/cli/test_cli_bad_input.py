@@ -298,6 +298,8 @@ def test_the_new_half_of_one_class(train, tmp_path):
         (["--seed=-1"], ["seed must be at least 0", "not -1"]),
         (["--seed", 10**20], ["below 2^32"]),
         (["--training", "eval_strategy=foo"], ["training arguments do not fit", "'epoch'"]),
+        (["--training", "push_to_hub=true"], ["nothing is uploaded"]),
+        (["--training", "dataloader_num_workers=-1"], ["must be at least 0, not -1"]),
         (["--training", "optim=foo"], ["training arguments do not fit"]),
         (["--training", "output_dir=x", "--training", "learning_rate=1"], ["is set by --out", "--set text_lr"]),
     ],

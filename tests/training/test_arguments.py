@@ -34,3 +34,11 @@ def test_all_faults_at_once(tmp_path):
         )
     assert len(caught.value.faults) == 5
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_would_fail_in_the_middle_of_a_run(tmp_path):
+    wrong = {"per_device_eval_batch_size": 0, "gradient_accumulation_steps": 0, "dataloader_num_workers": -1}
+    wrong |= {"data_seed": -1, "weight_decay": float("nan"), "cache_gb": float("nan")}
+    with pytest.raises(ConfigError) as caught:
+        PromptTrainingArguments(output_dir=str(tmp_path), **wrong)
+    assert sorted(fault.split()[0] for fault in caught.value.faults) == sorted(wrong)

@@ -34,6 +34,8 @@ RATES = "has no effect; every kind of prompt has its own rate and warm-up, such 
 FIXED = {
     "output_dir": "is set by --out",
     "disable_tqdm": "follows the terminal",
+    "resume_from_checkpoint": "is set by --resume",
+    "push_to_hub": "has no effect; nothing is uploaded",
     "learning_rate": RATES,
     "lr_scheduler_type": RATES,
     "warmup_steps": RATES,

@@ -91,11 +91,20 @@ class PromptTrainingArguments(TrainingArguments):
             yield f"per_device_train_batch_size must be at least 1, not {self.per_device_train_batch_size}"
         if not 0 <= self.sgd_momentum < 1:
             yield f"sgd_momentum must be in 0..1 (1 left out), not {self.sgd_momentum}"
-        if self.weight_decay < 0:
+        for name, least in (
+            ("per_device_eval_batch_size", 1),
+            ("gradient_accumulation_steps", 1),
+            ("dataloader_num_workers", 0),
+            ("data_seed", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                yield f"{name} must be at least {least}, not {value}"
+        if not 0 <= self.weight_decay < float("inf"):
             yield f"weight_decay must not be negative, not {self.weight_decay}"
         if self.views < 0:
             yield f"views must be 0 (fresh every epoch) or a number of fixed views, not {self.views}"
-        if self.cache_gb <= 0:
+        if not self.cache_gb > 0:
             yield f"cache_gb must be above 0, not {self.cache_gb}; leave cache_dir out to have no cache"
         if self.num_shots < 0:
             yield f"num_shots must be 0 (all images) or more, not {self.num_shots}"
