@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ from .report import DetectionReport
 
 __all__ = [
     "DETECTION_DATASETS",
+    "EMBEDDED_DETECTION_TASKS",
     "ODINW_13",
     "ODINW_35",
     "DetectionData",
     "DetectionItem",
     "DetectionReport",
+    "EmbeddedDetectionTask",
     "list_detection_datasets",
     "load_detection",
 ]
@@ -77,6 +81,30 @@ DETECTION_DATASETS = Registry(
     },
 )
 
+
+@dataclass(frozen=True)
+class EmbeddedDetectionTask:
+    """A small data set that ships with the package: a zip archive of COCO files and pictures."""
+
+    name: str
+    path: Path
+
+    def load(self, root: str | Path | None = None, **options: Any) -> DetectionData:
+        """Read it; `root` is not needed. Options are those of `coco.read_coco_archive`."""
+        from .coco import read_coco_archive
+
+        _check_options(self.name, read_coco_archive, options)
+        return read_coco_archive(self.path, **{"name": self.name, **options})
+
+
+def discover_detection_tasks(folder: Path | None = None) -> dict[str, EmbeddedDetectionTask]:
+    """name -> task for every zip in a folder (the package's `assets/detection`); empty if there is none."""
+    folder = folder or Path(str(resources.files("duotune"))) / "assets" / "detection"
+    return {path.stem: EmbeddedDetectionTask(path.stem, path) for path in sorted(folder.glob("*.zip"))}
+
+
+EMBEDDED_DETECTION_TASKS = Registry("detection data set", discover_detection_tasks())
+
 ODINW_35 = tuple(name for name in DETECTION_DATASETS if name.startswith("odinw_"))
 ODINW_13 = (
     "odinw_aerial_maritime_drone_large",
@@ -96,16 +124,17 @@ ODINW_13 = (
 
 
 def list_detection_datasets() -> list[str]:
-    """Names that `load_detection` knows."""
-    return list(DETECTION_DATASETS)
+    """Names that `load_detection` knows: embedded tasks, then data sets that need a root folder."""
+    return [*EMBEDDED_DETECTION_TASKS, *DETECTION_DATASETS]
 
 
 def load_detection(name_or_path: str | Path, root: str | Path | None = None, **options: Any) -> DetectionData:
     """A detection data set by name or from files.
 
     Args:
-        name_or_path: a name in `list_detection_datasets()`; or a folder or JSON file in one of the layouts of `coco`;
-            or the yaml file of an ODinW task. A name wins over a folder of the same name ("./coco2017" is a folder).
+        name_or_path: a name in `list_detection_datasets()`; or a folder, zip archive or JSON file in one of the layouts
+            of `coco`; or the yaml file of an ODinW task. A name wins over a folder of the same name ("./coco2017" is a
+            folder).
         root: for named data sets the folder that holds their folders; for a yaml the folder its paths are relative to.
         options: of the reader: `missing_images` ("error" or "skip"); `name` and `class_names` for folders; `shots`,
             (number, seed) of a published few-shot list, for ODinW.
@@ -116,6 +145,8 @@ def load_detection(name_or_path: str | Path, root: str | Path | None = None, **o
         ConfigError: an option that the reader does not have.
     """
     text = os.fspath(name_or_path)
+    if isinstance(name_or_path, str) and text in EMBEDDED_DETECTION_TASKS:
+        return EMBEDDED_DETECTION_TASKS.get(text).load(root, **options)
     if isinstance(name_or_path, str) and text in DETECTION_DATASETS:
         named = DETECTION_DATASETS.get(text)
         _check_options(text, named.load, options)
@@ -123,7 +154,7 @@ def load_detection(name_or_path: str | Path, root: str | Path | None = None, **o
     path = Path(text).expanduser()
     if not path.exists():
         if isinstance(name_or_path, str) and path.name == text and not path.suffix:
-            raise UnknownNameError("detection data set (or folder)", text, DETECTION_DATASETS)
+            raise UnknownNameError("detection data set (or folder)", text, list_detection_datasets())
         raise DataError(f"no such file or folder: {path}; expected COCO annotations (JSON) or an ODinW task (yaml)")
     if path.suffix.lower() in (".yaml", ".yml"):
         from .odinw import read_odinw_yaml

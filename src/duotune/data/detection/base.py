@@ -25,7 +25,7 @@ class DetectionItem:
     """One picture with its boxes, not yet decoded.
 
     Attributes:
-        path: the image file.
+        path: the image file; or the zip archive that holds it.
         image_id: in the annotation file.
         width, height: pixels.
         boxes: (n, 4) float32 xyxy pixels, inside the picture, of positive size; n may be 0.
@@ -36,7 +36,7 @@ class DetectionItem:
         neg_labels: LVIS: labels known to be absent. not_exhaustive_labels: LVIS: labels not annotated completely.
         caption: grounding: the sentence that describes the picture; None for plain detection.
         phrases: grounding: per phrase its (first, behind last) character spans in the caption.
-        member: always None; pictures lie in files.
+        member: name inside a zip archive; None for files.
     """
 
     path: Path
@@ -60,12 +60,13 @@ class DetectionItem:
     @property
     def key(self) -> str:
         """A name for messages and for sorting; grounding data holds a picture once per sentence."""
-        return str(self.path)
+        return f"{self.path}::{self.member}" if self.member else str(self.path)
 
     @property
     def short_key(self) -> str:
         """The last two parts of the path and the image id: the same wherever the data set lies."""
-        return "/".join((*self.path.parts[-2:], str(self.image_id)))
+        parts = self.path.parts if self.member is None else (self.path.name, *self.member.split("/"))
+        return "/".join((*parts[-2:], str(self.image_id)))
 
     def keep(self, rows: np.ndarray) -> DetectionItem:
         """The item with some of its boxes: (n,) bool or indices."""

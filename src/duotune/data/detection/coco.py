@@ -5,6 +5,7 @@ COCO 2017:  FOLDER/annotations/instances_{train,val}2017.json, FOLDER/{train,val
 flat:       FOLDER/{train,val,test}.json, FOLDER/{train,val,test}/
 ODinW:      FOLDER/{train,valid,test}/annotations_without_background.json
 one file:   FILE.json, its pictures beside it, or in a folder of its name
+archive:    FILE.zip with {train,val,test}.json and pictures in {train,val,test}/; read without unpacking
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import math
 import numbers
 import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,13 +54,16 @@ def read_json(path: Path) -> Any:
         raise DataError(f"cannot read {path} as JSON: {error}; export or download it again") from error
 
 
-def read_coco_file(path: Path) -> CocoFile:
+def read_coco_file(path: Path, content: Any = None) -> CocoFile:
     """Read a file and check its form.
+
+    Args:
+        content: of the file where it has been parsed already; `path` then is a name for messages.
 
     Raises:
         DataError: no COCO JSON, or an image id that is given twice.
     """
-    content = read_json(path)
+    content = read_json(path) if content is None else content
     expected = '{"images": [...], "annotations": [...], "categories": [...]}'
     if not isinstance(content, dict):
         raise DataError(f"{path} is no COCO file: expected {expected}, found a {type(content).__name__}")
@@ -192,6 +197,7 @@ def coco_items(
     locate: Callable[[Mapping[str, Any]], str] = lambda image: image.get("file_name"),
     extras: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda image: {},
     only: set[int | str] | None = None,
+    members: frozenset[str] | None = None,
 ) -> list[DetectionItem]:
     """Items of a file in ascending order of image ids, annotations in the file's order.
 
@@ -202,6 +208,7 @@ def coco_items(
         missing_images: "error", or "skip" to leave absent pictures out, counted.
         locate: image -> its path below `images`. extras: image -> further fields of the item.
         only: ids of the images to read; None for all.
+        members: names in the archive `images`, whose pictures lie in a folder of the file's name; None for a folder.
 
     Raises:
         DataError: an image without name or size, or absent pictures (the first few and their number).
@@ -211,7 +218,7 @@ def coco_items(
     labels = {category: label for label, category in enumerate(category_ids)}
     chosen = [image for image in file.images if only is None or image["id"] in only]
     chosen.sort(key=lambda image: (isinstance(image["id"], str), image["id"]))
-    chosen = _present(file, images, chosen, report, missing_images, locate)
+    chosen = _present(file, images, chosen, report, missing_images, locate, members)
     by_image: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image, _ in chosen}
     listed = {image["id"] for image in file.images}
     seen: set[int] = set()
@@ -248,7 +255,10 @@ def coco_items(
             report.add("empty_images", where)
         report.images += 1
         report.boxes += len(rows)
-        items.append(make_item(path, image["id"], width, height, rows, **extras(image)))
+        more = extras(image)
+        if members is not None:
+            path, more = images, {**more, "member": path.as_posix()}
+        items.append(make_item(path, image["id"], width, height, rows, **more))
     return items
 
 
@@ -259,16 +269,22 @@ def _present(
     report: DetectionReport,
     missing_images: str,
     locate: Callable[[Mapping[str, Any]], str],
+    members: frozenset[str] | None = None,
 ) -> list[tuple[dict[str, Any], Path]]:
-    """Images with their paths; absent pictures raise or are counted and left out. Lists each folder once."""
+    """Images with their paths, inside the archive if `members` are given; lists each folder once.
+
+    Absent pictures raise, or are counted and left out.
+    """
     content: dict[Path, set[str]] = {}
     there, absent = [], []
     for image in images:
         name = locate(image)
         if not isinstance(name, str) or not name:
             raise DataError(f"{file.path}: image {image['id']} has no file name")
-        path = folder / name
-        if path.parent not in content:
+        path = Path(file.path.stem) / name if members is not None else folder / name
+        if members is not None:
+            content[path.parent] = {path.name} if path.as_posix() in members else set()
+        elif path.parent not in content:
             try:
                 content[path.parent] = set(os.listdir(path.parent))
             except OSError:
@@ -335,7 +351,7 @@ def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
 def read_coco(
     path: Path, name: str | None = None, class_names: Sequence[str] | None = None, missing_images: str = "error"
 ) -> DetectionData:
-    """A folder in one of the module's layouts, or one COCO JSON file (all of it becomes the test split).
+    """A folder or archive in one of the module's layouts, or one COCO JSON file (all of it becomes the test split).
 
     Args:
         name: of the data set; None for the folder's or file's.
@@ -346,6 +362,8 @@ def read_coco(
         DataError: no such layout, or anything absent, broken or contradictory.
     """
     path = Path(path)
+    if path.suffix.lower() == ".zip":
+        return read_coco_archive(path, name, class_names, missing_images)
     if path.is_file():
         beside = path.with_suffix("")
         splits = {"test": (path, beside if beside.is_dir() else path.parent)}
@@ -357,3 +375,25 @@ def read_coco(
                 "annotations/instances_train2017.json (COCO), or train.json beside train/"
             )
     return read_coco_splits(name or path.stem, splits, missing_images, class_names=class_names)
+
+
+def read_coco_archive(
+    path: Path, name: str | None = None, class_names: Sequence[str] | None = None, missing_images: str = "error"
+) -> DetectionData:
+    """A zip archive with {train,val,test}.json and pictures in folders of these names. Arguments as for `read_coco`."""
+    report = DetectionReport()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = frozenset(archive.namelist())
+            found = {split: json.loads(archive.read(n)) for split in SPLITS if (n := f"{split}.json") in members}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise DataError(f"cannot read the COCO annotations in {path}: {error}; export or download it again") from error
+    files = {split: read_coco_file(path / f"{split}.json", content) for split, content in found.items()}
+    if not files:
+        raise DataError(f"{path} holds no COCO annotations; expected train.json, val.json or test.json at its top")
+    categories = merge_categories(list(files.values()), report, class_names=class_names)
+    ids, names = [category["id"] for category in categories], [category["name"] for category in categories]
+    items = {
+        split: coco_items(file, path, ids, report, missing_images, members=members) for split, file in files.items()
+    }
+    return make_detection_data(name or path.stem, names, ids, items, report)
