@@ -3,9 +3,10 @@
     out[p] = sum_k W_k · mask[p, k] · x(p · stride - padding + k + offset[p, k]) + b
 
 x(·) is bilinear with zeros outside the map. A sample is a weighted sum of four rows of the map seen as a table (H·W,
-C), which is what `embedding_bag` computes in one pass; the sum over taps and channels is one matrix product. Work
-goes in chunks of output positions and the samples are made again in the backward pass, so memory does not grow with
-taps x positions.
+C), which is what `embedding_bag` computes in one pass; the sum over taps and channels is one matrix product. Backwards,
+each row of the table is a weighted sum of the samples that read it: the same operation once the reads are sorted.
+Work goes in chunks of output positions that stay in cache; samples and indices are made again in the backward pass, so
+memory does not grow with taps x positions. What is frozen costs nothing there.
 
 On CUDA torchvision's operator is used when torchvision can be imported; `backend` says otherwise. On a CPU that
 operator is a scalar loop on one thread, so the path below serves there.
@@ -14,15 +15,17 @@ operator is a scalar loop on one thread, so the path below serves there.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-CHUNK_BYTES = 32 << 20
-"""Bytes of samples held at a time."""
+CHUNK_BYTES = 4 << 20
+"""Bytes of samples held at a time; backwards four times as many, because chunks should hold all readers of a cell."""
+
+SUM = 0  # mode of `embedding_bag`
 
 
 @functools.lru_cache(1)
@@ -35,104 +38,183 @@ def torchvision_operator() -> Callable[..., Tensor] | None:
     return deform_conv2d
 
 
-def sampling_corners(
-    offset: Tensor, mask: Tensor, size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int
-) -> tuple[Tensor, Tensor]:
-    """Which four cells each sample reads, and with what weight.
+@dataclass
+class _Samples:
+    """Where the samples of one image lie; all but `rows` and `cols` in the order of (position, tap).
 
-    Args:
-        offset: (B, 2 K, Ho, Wo), per tap (row-major) dy, dx in cells. mask: (B, K, Ho, Wo).
-        size: H, W of the map that is read.
-
-    Returns:
-        index: (B, Ho Wo K, 4) int64, rows of the map as a table (H W, C).
-        weight: same shape, differentiable in offset and mask; 0 for cells outside.
+    Attributes:
+        index: (P K, 4) int32, rows of the map as a table (H W, C).
+        share: (P K, 4) weight of each row, the mask included; 0 for cells outside the map.
+        rows, cols: two (K, P) each, shares of the upper and lower row and of the left and right column.
+        edge_rows, edge_cols: two (K, P) each, 1 where that row or column lies in the map and 0 elsewhere.
     """
-    height, width = size
-    batch, taps, out_height, out_width = mask.shape
-    options = {"dtype": offset.dtype, "device": offset.device}
-    offset = offset.view(batch, taps, 2, out_height * out_width).permute(0, 3, 1, 2)
-    mask = mask.view(batch, taps, out_height * out_width).transpose(1, 2)
-    base_y = (torch.arange(out_height, **options) * stride - padding).repeat_interleave(out_width)
-    base_x = (torch.arange(out_width, **options) * stride - padding).repeat(out_height)
-    tap_y = torch.arange(kernel[0], **options).repeat_interleave(kernel[1])
-    tap_x = torch.arange(kernel[1], **options).repeat(kernel[0])
-    y = base_y[:, None] + tap_y + offset[..., 0]
-    x = base_x[:, None] + tap_x + offset[..., 1]
-    top, left = y.detach().floor(), x.detach().floor()
-    fraction_y, fraction_x = y - top, x - left
-    # Far-away samples have no valid cell; clamping first keeps huge or infinite offsets out of the integer conversion.
-    top, left = top.clamp(-2, height).long(), left.clamp(-2, width).long()
 
-    def axis(low: Tensor, fraction: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-        cells = torch.stack([low, low + 1], -1)
-        shares = torch.stack([1 - fraction, fraction], -1)
-        shares = torch.where((cells >= 0) & (cells < limit), shares, 0.0)
-        return cells.clamp(0, limit - 1), shares
-
-    rows, row_shares = axis(top, fraction_y, height)
-    cols, col_shares = axis(left, fraction_x, width)
-    index = (rows[..., :, None] * width + cols[..., None, :]).reshape(batch, -1, 4)
-    weight = row_shares[..., :, None] * (col_shares * mask[..., None])[..., None, :]
-    return index, weight.reshape(batch, -1, 4)
+    index: Tensor
+    share: Tensor
+    rows: tuple[Tensor, Tensor]
+    cols: tuple[Tensor, Tensor]
+    edge_rows: tuple[Tensor, Tensor]
+    edge_cols: tuple[Tensor, Tensor]
 
 
-class _SampledProduct(torch.autograd.Function):
-    """out[b, p] = concat_k(sum_j weight[b, p K + k, j] · table[b, index[b, p K + k, j]]) @ kernel."""
+@dataclass(frozen=True)
+class _Geometry:
+    """Sizes of the map that is read and of the output, and how one moves over the other."""
+
+    size: tuple[int, int]
+    out_size: tuple[int, int]
+    kernel: tuple[int, int]
+    stride: int
+    padding: int
+
+    @property
+    def taps(self) -> int:
+        return self.kernel[0] * self.kernel[1]
+
+    def axis(self, offset: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """offset (K, P) in cells -> the lower of two cells (K, P) int32, their shares and whether they exist."""
+        options = {"dtype": offset.dtype, "device": offset.device}
+        base = torch.arange(self.out_size[dim], **options) * self.stride - self.padding
+        tap = torch.arange(self.kernel[dim], **options)
+        if dim == 0:
+            base, tap = base.repeat_interleave(self.out_size[1]), tap.repeat_interleave(self.kernel[1])
+        else:
+            base, tap = base.repeat(self.out_size[0]), tap.repeat(self.kernel[0])
+        place, limit = offset + base + tap[:, None], self.size[dim]
+        low = place.floor()
+        share = place - low
+        # Far-away samples have no cell: this keeps huge or infinite offsets out of the integer conversion.
+        low = low.clamp(-2, limit)
+        edges = [((low >= -i) & (low < limit - i)).to(offset.dtype) for i in (0, 1)]
+        return low.to(torch.int32), (1 - share) * edges[0], share * edges[1], *edges
+
+    def samples(self, offset: Tensor, mask: Tensor) -> _Samples:
+        """offset (2 K, Ho, Wo), per tap dy, dx; mask (K, Ho, Wo)."""
+        height, width = self.size
+        planes = offset.reshape(self.taps, 2, -1)
+        top, row0, row1, *edge_rows = self.axis(planes[:, 0], 0)
+        left, col0, col1, *edge_cols = self.axis(planes[:, 1], 1)
+        mask = mask.reshape(self.taps, -1)
+        index = torch.empty(*mask.t().shape, 4, dtype=torch.int32, device=offset.device)
+        share = torch.empty(*mask.t().shape, 4, dtype=offset.dtype, device=offset.device)
+        down = [(top + i).clamp_(0, height - 1).mul_(width) for i in (0, 1)]
+        right = [(left + i).clamp_(0, width - 1) for i in (0, 1)]
+        masked = [row * mask for row in (row0, row1)]
+        for i in (0, 1):
+            for j in (0, 1):
+                torch.add(down[i], right[j], out=index[:, :, 2 * i + j].t())
+                torch.mul(masked[i], (col0, col1)[j], out=share[:, :, 2 * i + j].t())
+        return _Samples(
+            index.view(-1, 4), share.view(-1, 4), (row0, row1), (col0, col1), tuple(edge_rows), tuple(edge_cols)
+        )
+
+    def gradients(self, dots: Tensor, mask: Tensor, samples: _Samples) -> tuple[Tensor, Tensor]:
+        """Products of the samples' gradients with the four cells (P K, 4) -> gradients of offset and mask."""
+        upper_left, upper_right, lower_left, lower_right = dots.view(-1, self.taps, 4).permute(2, 1, 0).contiguous()
+        mask = mask.reshape(self.taps, -1)
+        upper = torch.addcmul(upper_left * samples.cols[0], upper_right, samples.cols[1])
+        lower = torch.addcmul(lower_left * samples.cols[0], lower_right, samples.cols[1])
+        grad_mask = torch.addcmul(upper * samples.rows[0], lower, samples.rows[1])
+        grad_offset = dots.new_empty(self.taps, 2, dots.shape[0] // self.taps)
+        torch.mul(mask, lower.mul_(samples.edge_rows[1]).sub_(upper.mul_(samples.edge_rows[0])), out=grad_offset[:, 0])
+        left = torch.addcmul(upper_left * samples.rows[0], lower_left, samples.rows[1])
+        right = torch.addcmul(upper_right * samples.rows[0], lower_right, samples.rows[1])
+        torch.mul(mask, right.mul_(samples.edge_cols[1]).sub_(left.mul_(samples.edge_cols[0])), out=grad_offset[:, 1])
+        return grad_offset.view(-1, *self.out_size), grad_mask.view(-1, *self.out_size)
+
+
+class _DeformConv(torch.autograd.Function):
+    """See the module docstring; one (P, K C) @ (K C, O) product per chunk of P output positions."""
 
     @staticmethod
-    def forward(ctx: Any, table: Tensor, index: Tensor, weight: Tensor, kernel: Tensor) -> Tensor:
-        """table (B, H W, C), index and weight (B, P K, 4), kernel (K C, O) -> (B, P, O)."""
-        ctx.save_for_backward(table, index, weight, kernel)
-        batch, channels = table.shape[0], table.shape[2]
-        taps = kernel.shape[0] // channels
-        out = table.new_empty(batch, index.shape[1] // taps, kernel.shape[1])
-        for b, rows, samples in _chunks(out, taps, channels):
-            sampled = F.embedding_bag(index[b, samples], table[b], per_sample_weights=weight[b, samples], mode="sum")
-            torch.mm(sampled.view(-1, kernel.shape[0]), kernel, out=out[b, rows])
+    def forward(
+        ctx: Any, table: Tensor, offset: Tensor, mask: Tensor, kernel: Tensor, bias: Tensor | None, where: _Geometry
+    ) -> Tensor:
+        """table (B, H W, C), offset (B, 2 K, Ho, Wo), mask (B, K, Ho, Wo), kernel (K C, O) -> (B, Ho Wo, O)."""
+        ctx.save_for_backward(table, offset, mask, kernel)
+        ctx.where = where
+        out = table.new_empty(len(table), where.out_size[0] * where.out_size[1], kernel.shape[1])
+        for b in range(len(table)):
+            samples = where.samples(offset[b], mask[b])
+            for part, rows in _chunks(out.shape[1], where.taps, table, CHUNK_BYTES):
+                columns = _gather(table[b], samples.index[rows], samples.share[rows]).view(-1, len(kernel))
+                if bias is None:
+                    torch.mm(columns, kernel, out=out[b, part])
+                else:
+                    torch.addmm(bias, columns, kernel, out=out[b, part])
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None]:
-        table, index, weight, kernel = ctx.saved_tensors
-        need_table, _, need_weight, need_kernel = ctx.needs_input_grad
-        channels = table.shape[2]
-        taps = kernel.shape[0] // channels
-        grad_table = torch.zeros_like(table) if need_table else None
-        grad_weight = torch.empty_like(weight) if need_weight else None
-        grad_kernel = torch.zeros_like(kernel) if need_kernel else None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        table, offset, mask, kernel = ctx.saved_tensors
+        where: _Geometry = ctx.where
+        needs = dict(zip(("table", "offset", "mask", "kernel", "bias"), ctx.needs_input_grad))
+        needs["places"] = needs.pop("offset") | needs.pop("mask")
+        grad = grad.contiguous()
+        grad_table = torch.zeros_like(table) if needs["table"] else None
+        grad_kernel = torch.zeros_like(kernel) if needs["kernel"] else None
+        grad_offset, grad_mask = (torch.empty_like(t) if needs["places"] else None for t in (offset, mask))
+        grad_bias = grad.sum((0, 1)) if needs["bias"] else None
         with torch.autocast(grad.device.type, enabled=False):
-            for b, rows, samples in _chunks(grad, taps, channels):
-                leaves = {
-                    "table": table[b].detach().requires_grad_(need_table),
-                    "weight": weight[b, samples].detach().requires_grad_(need_weight),
-                }
-                with torch.enable_grad():
-                    sampled = F.embedding_bag(
-                        index[b, samples], leaves["table"], per_sample_weights=leaves["weight"], mode="sum"
-                    )
-                if need_kernel:
-                    grad_kernel.addmm_(sampled.detach().view(-1, kernel.shape[0]).t(), grad[b, rows])
-                wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-                if wanted:
-                    grad_sampled = (grad[b, rows] @ kernel.t()).view(-1, channels)
-                    found = dict(zip(wanted, torch.autograd.grad(sampled, list(wanted.values()), grad_sampled)))
-                    if need_table:
-                        grad_table[b] += found["table"]
-                    if need_weight:
-                        grad_weight[b, samples] = found["weight"]
-        return grad_table, None, grad_weight, grad_kernel
+            back = kernel.t()
+            for b in range(len(table)) if needs["table"] or needs["places"] or needs["kernel"] else ():
+                samples = where.samples(offset[b], mask[b])
+                dots = torch.empty_like(samples.share) if needs["places"] else None
+                columns = None
+                for part, rows in _chunks(grad.shape[1], where.taps, table, 4 * CHUNK_BYTES):
+                    index, share = samples.index[rows], samples.share[rows]
+                    if needs["kernel"]:
+                        grad_kernel.addmm_(_gather(table[b], index, share).view(-1, len(kernel)).t(), grad[b, part])
+                    if not (needs["table"] or needs["places"]):
+                        continue
+                    if columns is None or len(columns) != part.stop - part.start:
+                        columns = grad.new_empty(part.stop - part.start, len(kernel))
+                    grad_samples = torch.mm(grad[b, part], back, out=columns).view(len(index), -1)
+                    if needs["places"]:
+                        dots[rows] = _dots(grad_samples, table[b], index)
+                    if needs["table"]:
+                        _scatter(grad_table[b], grad_samples, index, share)
+                if needs["places"]:
+                    grad_offset[b], grad_mask[b] = where.gradients(dots, mask[b], samples)
+        return grad_table, grad_offset, grad_mask, grad_kernel, grad_bias, None
 
 
-def _chunks(out: Tensor, taps: int, channels: int):
-    """(sample, slice of output positions, slice of samples) that keep the sampled rows within CHUNK_BYTES."""
-    batch, positions, _ = out.shape
-    step = max(1, CHUNK_BYTES // (taps * channels * out.element_size()))
-    for b in range(batch):
-        for start in range(0, positions, step):
-            stop = min(start + step, positions)
-            yield b, slice(start, stop), slice(start * taps, stop * taps)
+def _chunks(positions: int, taps: int, table: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
+    """Slices of output positions, and of their samples, that keep the sampled rows within `size` bytes."""
+    step = max(1, size // (taps * table.shape[2] * table.element_size()))
+    for start in range(0, positions, step):
+        stop = min(start + step, positions)
+        yield slice(start, stop), slice(start * taps, stop * taps)
+
+
+def _gather(table: Tensor, index: Tensor, share: Tensor) -> Tensor:
+    """(S, C): sum_j share[s, j] · table[index[s, j]]."""
+    bags = torch.arange(0, index.numel(), index.shape[1], dtype=index.dtype, device=index.device)
+    return torch.embedding_bag(table, index.reshape(-1), bags, mode=SUM, per_sample_weights=share.reshape(-1))[0]
+
+
+def _scatter(total: Tensor, rows: Tensor, index: Tensor, share: Tensor) -> None:
+    """total[index[s, j]] += share[s, j] · rows[s], in place: the sum of each cell's readers, which sorting finds."""
+    flat = index.reshape(-1)
+    short = len(total) <= torch.iinfo(torch.int16).max  # half the digits to sort
+    cells, order = (flat.to(torch.int16) if short else flat).sort(stable=True)
+    first, last = int(cells[0]), int(cells[-1])
+    counts = torch.bincount(flat - first, minlength=last - first + 1)
+    bags = torch.zeros_like(counts, dtype=flat.dtype)
+    torch.cumsum(counts[:-1], 0, out=bags[1:])
+    readers = order.div(index.shape[1], rounding_mode="floor").to(flat.dtype)
+    weights = share.reshape(-1)[order]
+    total[first : last + 1] += torch.embedding_bag(rows, readers, bags, mode=SUM, per_sample_weights=weights)[0]
+
+
+def _dots(rows: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    """(S, 4): rows[s] · table[index[s, j]]."""
+    flat, width = index.reshape(-1), index.shape[1]
+    bags = torch.arange(0, len(flat), width, dtype=flat.dtype, device=flat.device)
+    bag_of = torch.arange(len(rows), dtype=flat.dtype, device=flat.device).repeat_interleave(width)
+    found = torch.ops.aten._embedding_bag_per_sample_weights_backward(rows, table, flat, bags, bag_of, SUM)
+    return found.view(-1, width)
 
 
 def deform_conv2d(
@@ -180,11 +262,9 @@ def deform_conv2d(
         if backend == "torchvision":
             raise ImportError("torchvision cannot be imported here; use backend='torch'")
     table = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-    index, share = sampling_corners(offset, mask, (height, width), (kernel_height, kernel_width), stride, padding)
     kernel = weight.permute(2, 3, 1, 0).reshape(taps * channels, -1)
-    out = _SampledProduct.apply(table, index, share, kernel)
-    if bias is not None:
-        out = out + bias
+    where = _Geometry((height, width), out_size, (kernel_height, kernel_width), stride, padding)
+    out = _DeformConv.apply(table, offset, mask, kernel, bias, where)
     return out.view(batch, *out_size, -1).permute(0, 3, 1, 2)
 
 
