@@ -158,7 +158,7 @@ class MapStore:
 def _checksum(maps: Maps) -> int:
     value = 0
     for m in maps:
-        value = zlib.crc32(m.contiguous().view(torch.uint8).numpy(), value)
+        value = zlib.crc32(m.reshape(-1).contiguous().view(torch.uint8).numpy(), value)
     return value
 
 
