@@ -1,0 +1,168 @@
+"""Measure every detection method on every embedded detection task: what the detector's model card reports.
+
+    python gate_detection.py select --out work/select_detection.jsonl     # rates, on validation pictures alone
+    python gate_detection.py run --out ../../docs/data/embedded_detection.jsonl --seeds 3
+    python gate_detection.py table --out ../../docs/data/embedded_detection.jsonl
+
+`select` tries the rates in GRID with one seed and prints the mean validation AP over tasks; the winners are written by
+hand into RATES (and the recipes), one rate per method for all tasks. `run` trains on all training pictures and reports
+AP on the test pictures, and, as `scenes`, what the adapted model still finds on tiny-scenes, the distribution of
+pre-training, when it is given that task's class names. (Detached, every model is the one of `zero_shot` again:
+the backbone's weights do not change.) Rows already in the file are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import duotune
+from duotune.data.detection import DetectionData, list_detection_datasets, load_detection
+from duotune.detection_evaluation import evaluate_detector
+from duotune.training import DetectionTrainingArguments, PromptTrainer
+
+METHODS = ("zero_shot", "linear_probe", "text_prompt", "vpt", "sdpt", "full")
+SCENES = "tiny-scenes"  # the distribution of pre-training; for testing alone
+GRID = {
+    "linear_probe": [dict(lr=r) for r in (3e-4, 1e-3, 3e-3)],
+    "text_prompt": [dict(lr=r) for r in (5e-3, 2e-2, 5e-2)],
+    "vpt": [dict(visual_lr=r) for r in (1e-3, 5e-3, 2e-2)],
+    "sdpt": [dict(lr=r) for r in (3e-3, 1e-2, 3e-2)],
+    "full": [dict(lr=r, text_lr=r / 10) for r in (1e-4, 3e-4, 1e-3)],
+}
+RATES = {method: settings[1] for method, settings in GRID.items()}
+EPOCHS, BATCH, VIEWS = 15, 6, 2
+
+
+def tasks() -> list[str]:
+    return [name for name in list_detection_datasets() if name.startswith(SCENES + "-")]
+
+
+def train(backbone, data: DetectionData, method: str, seed: int, settings: dict, epochs: int) -> tuple:
+    """(trained model, bytes of its artifact, seconds)."""
+    started = time.perf_counter()
+    model = duotune.attach(backbone, method, data.class_names, config=settings, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        if model.method.param_groups():
+            arguments = DetectionTrainingArguments(
+                output_dir=folder,
+                num_train_epochs=epochs,
+                per_device_train_batch_size=BATCH,
+                views=VIEWS,
+                short_sides=[backbone.short_side],
+                save_strategy="no",
+                dataloader_num_workers=0,
+                disable_tqdm=True,
+                logging_strategy="no",
+                seed=seed,
+            )
+            PromptTrainer(model, arguments, data=data).train()
+        model.eval().save(Path(folder) / "artifact")
+        size = sum(p.stat().st_size for p in (Path(folder) / "artifact").glob("*"))
+    return model, size, time.perf_counter() - started
+
+
+def measure(backbone, task: str, method: str, seed: int, settings: dict, on: str, epochs: int) -> dict:
+    """One row: AP on the `on` split ("val" or "test")."""
+    data, scenes = load_detection(task), load_detection(SCENES)
+    model, size, seconds = train(backbone, data, method, seed, settings, epochs)
+    ap = lambda model, data, split: evaluate_detector(model, data, split, batch_size=25, workers=0, progress=False)
+    found = ap(model, data, on)
+    row = dict(
+        task=task,
+        method=method,
+        seed=seed,
+        settings=settings,
+        epochs=epochs,
+        on=on,
+        ap=round(found.ap, 2),
+        ap50=round(found.ap50, 2),
+        parameters=model.num_trainable_parameters(),
+        bytes=size,
+        seconds=round(seconds, 1),
+    )
+    if on == "test" and not getattr(model.method, "one_caption", False):
+        model.set_classes(scenes.class_names)
+        row["scenes"] = round(ap(model, scenes, "test").ap, 2)
+    return row
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def show(values: list[float]) -> str:
+    return f"{np.mean(values):.1f}" + (f" ± {np.std(values):.1f}" if len(values) > 1 and np.std(values) > 0 else "")
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown: AP (AP50) per task and method, mean ± deviation over seeds; then AP on tiny-scenes after adapting."""
+    cells = collections.defaultdict(lambda: collections.defaultdict(list))
+    for row in rows:
+        for name in ("ap", "ap50", "scenes"):
+            if name in row:
+                cells[row["task"], row["method"]][name].append(row[name])
+    methods = [m for m in METHODS if any(m == method for _, method in cells)]
+    names = sorted({task for task, _ in cells if task != SCENES})
+    lines = ["| task | " + " | ".join(methods) + " |", "|---" * (1 + len(methods)) + "|"]
+    for name in names:
+        text = [
+            f"{show(cells[name, m]['ap'])} ({np.mean(cells[name, m]['ap50']):.1f})" if (name, m) in cells else ""
+            for m in methods
+        ]
+        lines.append(f"| {name} | " + " | ".join(text) + " |")
+    mean = lambda m, key: [np.mean(cells[n, m][key]) for n in names if cells[n, m][key]]
+    lines.append("| mean AP | " + " | ".join(f"{np.mean(mean(m, 'ap')):.1f}" for m in methods) + " |")
+    kept = [f"{np.mean(mean(m, 'scenes')):.1f}" if mean(m, "scenes") else "cannot" for m in methods]
+    lines.append(f"| afterwards, AP on {SCENES} | " + " | ".join(kept) + " |")
+    about = {row["method"]: row for row in rows}
+    lines.append("| trained parameters | " + " | ".join(f"{about[m]['parameters']:,}" for m in methods) + " |")
+    return "\n".join(lines)
+
+
+def main(args) -> None:
+    torch.set_num_threads(args.threads)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    if args.what == "table":
+        return print(table(rows_of(args.out)))
+    backbone = duotune.load_backbone(args.backbone, device="cpu")
+    done = {(r["task"], r["method"], r["seed"], json.dumps(r["settings"])) for r in rows_of(args.out)}
+    select = args.what == "select"
+    for seed in range(1, 2 if select else args.seeds + 1):
+        for task in args.tasks.split(",") if args.tasks else tasks():
+            for method in args.methods.split(","):
+                if (select and method not in GRID) or (method == "zero_shot" and seed > 1):
+                    continue
+                for settings in GRID[method] if select else [RATES.get(method, {})]:
+                    if (task, method, seed, json.dumps(settings)) in done:
+                        continue
+                    row = measure(backbone, task, method, seed, settings, "val" if select else "test", args.epochs)
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(row, flush=True)
+    if select:
+        means = collections.defaultdict(list)
+        for row in rows_of(args.out):
+            means[row["method"], json.dumps(row["settings"])].append(row["ap"])
+        for (method, settings), values in sorted(means.items()):
+            print(f"{method:13s} {settings:40s} {np.mean(values):5.1f} over {len(values)} tasks")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["select", "run", "table"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--backbone", default="tiny-glip")
+    parser.add_argument("--tasks")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    parser.add_argument("--threads", type=int, default=1)
+    main(parser.parse_args())
