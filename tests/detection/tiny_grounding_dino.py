@@ -81,7 +81,9 @@ def make_model(kind: str = KINDS[0], seed: int = 0, **settings):
                     parameter.normal_(0, 0.5)
                 elif parameter.dim() > 1:
                     parameter.normal_(0, parameter[0].numel() ** -0.5)
-                elif "class_embed" not in name:
+                elif "class_embed" in name:  # as it starts, a tiny model would find nothing
+                    parameter.fill_(-1.0)
+                else:
                     parameter.normal_(0, 0.1)
     return model.eval()
 

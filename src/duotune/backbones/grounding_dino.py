@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..errors import ClassNamesError, ConfigError, DataError, PortError
 from ..grounding import Caption, CaptionPrompt, build_caption
@@ -45,9 +46,8 @@ MAX_DETECTIONS = 300
 class GroundingDinoBackbone(Detector):
     """Ports of a `GroundingDinoForObjectDetection` or `MMGroundingDinoForObjectDetection`.
 
-    Feature maps are the projected levels before the encoder and, as the last of the list, (B, 4, 1, 1) int64 sizes:
-    height and width of each picture, and of the padded batch. Maps of pictures that went through the image tower one
-    by one may be stacked, with zeros at the right and the bottom.
+    Feature maps are the projected levels before the encoder and, as the last of the list, (B, 4) int64 sizes: height
+    and width of each picture, and those that it is padded to.
 
     Args:
         name: what it was loaded from.
@@ -64,6 +64,8 @@ class GroundingDinoBackbone(Detector):
     def __init__(self, name: str, model: nn.Module, tokenizer, pictures: Pictures | None = None):
         super().__init__(name, model)
         config, core = model.config, model.model
+        if not config.two_stage or not config.embedding_init_target:  # transformers cannot run these either
+            raise ConfigError(f"{name} must choose queries from the encoder (two_stage) and learn what they start with")
         self.tokenizer, self.pictures = tokenizer, pictures or Pictures()
         self.normalize, self.pad = self.pictures.normalize, self.pictures.pad
         self.short_side, self.long_side = self.pictures.short_side, self.pictures.long_side
@@ -147,14 +149,31 @@ class GroundingDinoBackbone(Detector):
 
     @staticmethod
     def _sizes(pixel_values: Tensor, image_sizes: Tensor | None) -> Tensor:
-        """(B, 4, 1, 1), see the class; without sizes all is picture."""
+        """(B, 4), see the class; without sizes all is picture."""
         whole = torch.tensor([tuple(pixel_values.shape[-2:])] * len(pixel_values))
         own = whole if image_sizes is None else torch.as_tensor(image_sizes).cpu().to(whole)
         if own.shape != whole.shape or bool((own > whole).any()) or bool((own < 1).any()):
             raise DataError(
                 f"image_sizes must be a height and width within {whole[0].tolist()} per picture, got {own.tolist()}"
             )
-        return torch.cat([own, whole], 1)[:, :, None, None]
+        return torch.cat([own, whole], 1)
+
+    def stack_maps(self, pictures: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+        """As in `Detector`. Each picture gives what it would alone: pictures of different sizes are filled to
+        multiples of the coarsest level's stride, where the levels of all end with whole cells.
+        """
+        *shapes, _ = zip(*[[m.shape for m in maps] for maps in pictures])
+        if all(len(set(level)) == 1 for level in shapes) or not is_swin(self.model.model):
+            return super().stack_maps(pictures)
+        config = self.model.config.backbone_config
+        strides = [config.patch_size << (min(config.out_indices) - 1 + level) for level in range(len(shapes))]
+        sizes = torch.stack([maps[-1] for maps in pictures])
+        filled = [-(-int(side) // strides[-1]) * strides[-1] for side in sizes[:, :2].amax(0)]
+        levels = [
+            torch.stack([F.pad(m, (0, filled[1] // s - m.shape[2], 0, filled[0] // s - m.shape[1])) for m in level])
+            for s, level in zip(strides, list(zip(*pictures))[:-1])
+        ]
+        return [*levels, torch.cat([sizes[:, :2], sizes.new_tensor(filled).expand(len(sizes), 2)], 1)]
 
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
         rows = [self._encode(caption.text) for caption in captions]
@@ -203,14 +222,14 @@ class GroundingDinoBackbone(Detector):
 
     @staticmethod
     def _fuse(model, maps, text, prompts=None, checkpointing=False) -> tuple[list[Tensor], CaptionFeatures]:
-        levels, sizes = maps[:-1], maps[-1].flatten(1)
+        *levels, sizes = maps
         if text.starts is None:
             raise ConfigError("Grounding DINO reads sentences: features of captions need `starts`, see encode_captions")
         levels, hidden = fuse(model.model, levels, sizes, text.hidden, text.mask, text.starts, prompts, checkpointing)
-        return [*levels, maps[-1]], CaptionFeatures(hidden, text.mask, text.starts)
+        return [*levels, sizes], CaptionFeatures(hidden, text.mask, text.starts)
 
     def _read(self, model, maps, text, labels=None, head=None) -> DetectorOutput:
-        levels, sizes = maps[:-1], maps[-1].flatten(1)
+        *levels, sizes = maps
         states = decode(model.model, levels, sizes, text.hidden, text.mask, with_encoder=labels is not None)
         last = states.hidden.shape[1] - 1
         layers = [
@@ -222,7 +241,7 @@ class GroundingDinoBackbone(Detector):
             length = text.mask.shape[1]
             targets = [
                 Target.of(label["boxes"].to(raw.boxes), label["positive_map"].to(self.device), size, length)
-                for label, size in zip(labels, sizes)
+                for label, size in zip(labels, sizes[:, :2])
             ]
             losses = detection_losses(layers, states.encoder, targets, text.mask, self.weights)
         return DetectorOutput(raw.logits, text.mask, raw, losses)

@@ -36,7 +36,7 @@ class DecoderStates:
 
     Attributes:
         hidden: (B, layers, Q, d). references: (B, layers, Q, 4), boxes that go into each layer.
-        encoder: prediction of the chosen positions; None if queries are learnt boxes, or nobody asked.
+        encoder: prediction of the positions that became queries; None if nobody asked.
     """
 
     hidden: Tensor
@@ -89,25 +89,18 @@ def decode(
         DataError: the pictures have fewer positions than there are queries.
     """
     layout, flat, seen = Layout.of(maps, sizes), flatten(maps), text_mask != 0
-    batch, wanted = len(flat), core.config.num_queries
-    encoder, query = None, None
-    if core.config.two_stage:
-        if flat.shape[1] < wanted:
-            height, width = sizes[:, 2:].amax(0).tolist()
-            raise DataError(
-                f"pictures of {height} x {width} pixels give {flat.shape[1]} positions, the model chooses {wanted}; "
-                "use larger ones"
-            )
-        query, logits = _choose(core, flat, layout, text, seen)
-        references = logits.detach().sigmoid()
-        if with_encoder:
-            encoder = Prediction(token_logits(core.encoder_output_class_embed, query, text), logits.sigmoid())
-    else:
-        references = core.reference_points.weight.sigmoid().expand(batch, -1, -1)
-    learnt = getattr(core, "query_position_embeddings", None)
-    query = query.detach() if learnt is None else learnt.weight.expand(batch, -1, -1)
+    if flat.shape[1] < core.config.num_queries:
+        height, width = sizes[:, 2:].amax(0).tolist()
+        raise DataError(
+            f"pictures of {height} x {width} pixels give {flat.shape[1]} positions, the model chooses "
+            f"{core.config.num_queries}; use larger ones"
+        )
+    chosen, logits = _choose(core, flat, layout, text, seen)
+    references, encoder = logits.detach().sigmoid(), None
+    if with_encoder:
+        encoder = Prediction(token_logits(core.encoder_output_class_embed, chosen, text), logits.sigmoid())
     out = core.decoder(
-        inputs_embeds=query,
+        inputs_embeds=core.query_position_embeddings.weight.expand(len(flat), -1, -1),
         vision_encoder_hidden_states=flat,
         vision_encoder_attention_mask=layout.mask,
         text_encoder_hidden_states=text,
