@@ -11,7 +11,16 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image
 
-from duotune.report import Example, MethodRun, curves_svg, write_metrics, write_report, write_text
+from duotune.report import (
+    DetectionPart,
+    DetectionRun,
+    Example,
+    MethodRun,
+    curves_svg,
+    write_metrics,
+    write_report,
+    write_text,
+)
 
 CURVE = [{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0, "eval_accuracy": 50.0}, {"epoch": 2.0, "runtime": 3}]
 RUNS = [
@@ -127,3 +136,38 @@ def test_metrics_of_a_run_without_test_images_are_json(tmp_path):
     path = write_metrics(tmp_path / "metrics.json", [MethodRun("coop", float("nan"), 1, 2, 3.0)])
     refuse = lambda text: pytest.fail(f"{text} is not JSON")
     assert json.loads(path.read_text(), parse_constant=refuse)["classification"]["coop"]["accuracy"] is None
+
+
+DETECTORS = [
+    DetectionRun("zero_shot", 12.345, 30.0, 0, 500, 1.0),
+    DetectionRun("sdpt", 45.678, None, 5120, 22000, 60.123, CURVE),
+]
+
+
+def test_a_detector_has_its_own_part(tmp_path):
+    part = DetectionPart(
+        {"data": "scenes & boxes"}, DETECTORS, [{"truth": PICTURE, "zero_shot": PICTURE, "sdpt": PICTURE}] * 2
+    )
+    page = write_report(tmp_path / "r.html", "Demo", {}, RUNS, detection=part).read_text(encoding="utf-8")
+    parsed = Page(page)
+    assert not parsed.open
+    text = " ".join("".join(parsed.text).split())
+    assert "scenes & boxes" in text and "45.7" in text and "12.3" in text and "5,120" in text
+    (best,) = re.findall(r'class="best">([\d.]+)<', page.partition("Detection</h2>")[2])
+    assert best == "45.7"
+    boxes = page.partition('<table class="boxes">')[2].partition("</table>")[0]
+    assert boxes.count("<img") == 6 and boxes.count("<th>") == 3
+    assert "Detection</h2>" not in write_report(tmp_path / "s.html", "Demo", {}, RUNS).read_text(encoding="utf-8")
+
+
+def test_metrics_of_a_detector(tmp_path):
+    values = json.loads(write_metrics(tmp_path / "m.json", RUNS, DETECTORS).read_text())
+    assert list(values) == ["classification", "detection"]
+    assert values["detection"]["sdpt"] == {
+        "AP": 45.68,
+        "AP50": None,
+        "trainable_parameters": 5120,
+        "artifact_bytes": 22000,
+        "seconds": 60.12,
+    }
+    assert list(json.loads(write_metrics(tmp_path / "n.json", RUNS).read_text())) == ["classification"]

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 COLOURS = ("#4c6ef5", "#e8590c", "#2b8a3e", "#ae3ec9", "#c92a2a", "#1098ad", "#868e96")
 THUMBNAIL = 144  # pixels, longest side of an embedded picture
+ANNOTATED = 256  # likewise, of one with boxes
 
 
 @dataclass
@@ -70,6 +71,52 @@ class Example:
     predictions: Mapping[str, tuple[str, float]]
 
 
+@dataclass
+class DetectionRun:
+    """What one method did on a detector.
+
+    Attributes:
+        method: its name.
+        ap, ap50: of the test pictures, in percent; None if no class has boxes.
+        trainable_parameters, artifact_bytes, seconds: as in `MethodRun`.
+        curve: one dict per logged point with "epoch" and "loss".
+    """
+
+    method: str
+    ap: float | None
+    ap50: float | None
+    trainable_parameters: int
+    artifact_bytes: int
+    seconds: float
+    curve: Sequence[Mapping[str, float]] = ()
+
+    def metrics(self) -> dict[str, float | int | None]:
+        """The numbers of one row of the table, as `metrics.json` holds them."""
+        rounded = lambda value: None if value is None else round(value, 2)
+        return {
+            "AP": rounded(self.ap),
+            "AP50": rounded(self.ap50),
+            "trainable_parameters": self.trainable_parameters,
+            "artifact_bytes": self.artifact_bytes,
+            "seconds": round(self.seconds, 2),
+        }
+
+
+@dataclass
+class DetectionPart:
+    """The part of a page that is about a detector.
+
+    Attributes:
+        about: what was run, as in `write_report`.
+        runs: one row of the table each; the best AP is marked.
+        pictures: per test picture {title: the picture (PIL) with boxes drawn}, such as "truth" and the methods.
+    """
+
+    about: Mapping[str, Any]
+    runs: Sequence[DetectionRun]
+    pictures: Sequence[Mapping[str, Image]] = ()
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a UTF-8 file beside its place and move it there, so that no half-written file is ever seen."""
     path = Path(path)
@@ -83,9 +130,14 @@ def write_text(path: str | Path, text: str) -> Path:
     return path
 
 
-def write_metrics(path: str | Path, runs: Sequence[MethodRun]) -> Path:
-    """Write {"classification": {METHOD: {"accuracy", "trainable_parameters", "artifact_bytes", "seconds"}}}."""
+def write_metrics(path: str | Path, runs: Sequence[MethodRun], detection: Sequence[DetectionRun] = ()) -> Path:
+    """Write {"classification": {METHOD: {"accuracy", "trainable_parameters", "artifact_bytes", "seconds"}}}.
+
+    With runs on a detector also {"detection": {METHOD: {"AP", "AP50", "trainable_parameters", ...}}}.
+    """
     metrics = {"classification": {run.method: run.metrics() for run in runs}}
+    if detection:
+        metrics["detection"] = {run.method: run.metrics() for run in detection}
     return write_text(path, json.dumps(metrics, indent=2) + "\n")
 
 
@@ -95,6 +147,7 @@ def write_report(
     about: Mapping[str, Any],
     runs: Sequence[MethodRun],
     examples: Sequence[Example] = (),
+    detection: DetectionPart | None = None,
 ) -> Path:
     """Write the page.
 
@@ -104,6 +157,7 @@ def write_report(
         about: what was run ("backbone": "tiny", ...), shown as a list under the heading.
         runs: one row of the table each; the best accuracy is marked.
         examples: pictures to show.
+        detection: what methods did on a detector.
     """
     import jinja2
 
@@ -119,11 +173,16 @@ def write_report(
         classes=classes,
         curves=curves_svg(runs),
         examples=[(_thumbnail(example.image), example) for example in examples],
+        detection=detection,
+        detection_curves=curves_svg(detection.runs) if detection else "",
+        pictures=[{t: _thumbnail(p, ANNOTATED) for t, p in row.items()} for row in detection.pictures]
+        if detection
+        else [],
     )
     return write_text(path, page)
 
 
-def curves_svg(runs: Sequence[MethodRun]) -> str:
+def curves_svg(runs: Sequence[MethodRun | DetectionRun]) -> str:
     """Training curves as an `<svg>` element: loss over epochs, and validation accuracy where it was measured.
 
     Empty if no run has a curve.
@@ -155,17 +214,26 @@ def curves_svg(runs: Sequence[MethodRun]) -> str:
     return text[text.index("<svg") :]
 
 
-def _points(run: MethodRun, key: str) -> list[tuple[float, float]]:
+def _points(run: MethodRun | DetectionRun, key: str) -> list[tuple[float, float]]:
     return [(point["epoch"], point[key]) for point in run.curve if key in point and "epoch" in point]
 
 
-def _thumbnail(image: Image) -> str:
+def _thumbnail(image: Image, longest: int = THUMBNAIL) -> str:
     """The picture as a data URI; small ones are enlarged without smoothing by the page."""
     image = image.convert("RGB")
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.thumbnail((longest, longest))
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-__all__ = ["Example", "MethodRun", "curves_svg", "write_metrics", "write_report", "write_text"]
+__all__ = [
+    "DetectionPart",
+    "DetectionRun",
+    "Example",
+    "MethodRun",
+    "curves_svg",
+    "write_metrics",
+    "write_report",
+    "write_text",
+]
