@@ -196,7 +196,7 @@ def tasks(records) -> list[Task]:
             least=5,
             held_out=True,
         ),
-        of_kind("tiny-objects", "objects of all sorts that pre-training never saw", OBJECTS, 40, 6, **new),
+        of_kind("tiny-objects", "objects of all sorts that pre-training never saw", OBJECTS, 24, 6, **new),
         of_kind(
             "tiny-solarised",
             "objects pre-training never saw, all pictures solarised: a systematic corruption it never saw either",
