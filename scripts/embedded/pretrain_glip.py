@@ -3,10 +3,11 @@
     python pretrain_glip.py --glyphs work/glyphs --wordpiece work/wordpiece --out work/glip --minutes 80
     python pretrain_glip.py ... --resume           # goes on from work/glip/state.pt
 
-Two stages. First the text tower alone learns to put names where a sentence encoder puts them (all-MiniLM-L6-v2), so
-that names that mean alike start alike. Then the detector learns with its own loss, every picture with a caption of
-what is there among what is not, and with an auxiliary one: the feature pyramid, read at the middle of every object,
-says which of all concepts it is; its weight fades out over the first 80 %. Drawings keep their own colours in most
+Three stages. First the text tower alone learns to put names where a sentence encoder puts them (all-MiniLM-L6-v2), so
+that names that mean alike start alike. Then the image tower alone looks at grids of drawings: the feature pyramid, read
+at the middle of each, says which of all concepts it is. Many drawings a second are seen like that. Then the detector
+learns with its own loss, every picture with a caption of what is there among what is not, and goes on reading
+concepts; the weight of that fades out over the first 80 %. Drawings keep their own colours in most
 pictures at first, the full mixture is reached after 30 %. The offsets of the deformable convolutions are held at zero
 for the first --plain part.
 --processes train together, each on --batch pictures, and average their gradients; each has one more that composes
@@ -114,6 +115,19 @@ class Batches:
             return self.kept[place]
         return self.kept[self.rng.integers(len(self.kept))]
 
+    def grids(self) -> dict:
+        """A batch of grids without captions."""
+        for _ in range(max(1, self.size // REUSE)):
+            scene, concepts = self.scenes.grid(self.rng)
+            place = len(self.kept) if len(self.kept) < KEPT else int(self.rng.integers(KEPT))
+            self.kept[place : place + 1] = [(scene.pixels, scene.boxes, concepts)]
+        drawn = [self.kept[k] for k in self.rng.integers(len(self.kept), size=self.size)]
+        return dict(
+            pixels=pixel_values(np.stack([pixels for pixels, _, _ in drawn]), self.processor),
+            labels=[dict(boxes=inclusive(boxes)) for _, boxes, _ in drawn],
+            concepts=[torch.tensor(concepts) for _, _, concepts in drawn],
+        )
+
     def __call__(self, mild: float) -> dict:
         pictures, labels, texts, every = [], [], [], []
         for _ in range(self.size):
@@ -130,12 +144,21 @@ class Batches:
         return dict(pixels=pixels, labels=labels, concepts=every, **self.processor.tokenize(texts))
 
 
+def mapped(value, change):
+    """Nested dicts and lists with every leaf changed."""
+    if isinstance(value, dict):
+        return {k: mapped(v, change) for k, v in value.items()}
+    return [mapped(v, change) for v in value] if isinstance(value, list) else change(value)
+
+
 def compose_ahead(queue, progress, *args):
     torch.set_num_threads(1)
-    torch.multiprocessing.set_sharing_strategy("file_system")
     batches = Batches(*args)
-    while True:
-        queue.put(batches(max(0.0, 0.8 * (1 - progress.value / 0.3))))
+    while progress.value < 0:
+        queue.put(mapped(batches.grids(), torch.Tensor.numpy))
+    batches.kept.clear()
+    while True:  # arrays, not tensors: these would pass through shared memory, which times out on a busy machine
+        queue.put(mapped(batches(max(0.0, 0.8 * (1 - progress.value / 0.3))), torch.Tensor.numpy))
 
 
 class WatchedScene:
@@ -263,17 +286,20 @@ class ConceptReader(nn.Module):
         self.strides = strides
         self.read = nn.ModuleList(nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, concepts)) for _ in strides)
 
-    def forward(self, maps: list[Tensor], labels: list[dict[str, Tensor]], concepts: list[Tensor]) -> Tensor:
+    def forward(self, maps, labels: list[dict[str, Tensor]], concepts: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """(loss, share of objects that are named right)."""
         wanted = torch.cat(concepts)
         sample = torch.cat([torch.full((len(c),), b) for b, c in enumerate(concepts)]).to(wanted.device)
         centre = torch.cat([(label["boxes"][:, :2] + label["boxes"][:, 2:] + 1) / 2 for label in labels])
-        total = 0.0
+        total = right = 0.0
         for read, level, stride in zip(self.read, maps, self.strides):
             row, column = (
                 (centre[:, axis] / stride).long().clamp(0, level.shape[2 + (axis == 0)] - 1) for axis in (1, 0)
             )
-            total = total + F.cross_entropy(read(level[sample, :, row, column].float()), wanted, label_smoothing=0.05)
-        return total / len(self.strides)
+            logits = read(level[sample, :, row, column].float())
+            total = total + F.cross_entropy(logits, wanted, label_smoothing=0.05)
+            right = right + (logits.argmax(1) == wanted).float().mean()
+        return total / len(self.strides), right / len(self.strides)
 
 
 class Together:
@@ -299,10 +325,45 @@ class Together:
                 grad.copy_(part.view_as(grad))
 
 
+def look(model, reader, queue, together: Together, args, log) -> None:
+    """Stage two: the image tower and the reader on grids."""
+    parameters = [*model.model.vision.parameters(), *reader.parameters()]
+    plain = [p for p in parameters if p.ndim < 2]
+    groups = [
+        dict(params=[p for p in parameters if p.ndim >= 2], weight_decay=0.05),
+        dict(params=plain, weight_decay=0),
+    ]
+    optimiser = torch.optim.AdamW(groups, lr=args.look_lr, betas=(0.9, 0.98), fused=True)
+    started, step, seen, recent = time.time(), 0, 0, collections.deque(maxlen=50)
+    while True:
+        shared = torch.tensor([(time.time() - started) / (60 * args.look_minutes)], dtype=torch.float64)
+        together.first([shared])
+        if (part := shared.item()) >= 1:
+            break
+        for group in optimiser.param_groups:
+            group["lr"] = args.look_lr * min(1, (step + 1) / 100) * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * part)))
+        while "input_ids" in (batch := mapped(queue.get(), torch.from_numpy)):
+            pass
+        labels = [{k: v.to(model.device) for k, v in label.items()} for label in batch["labels"]]
+        concepts = [c.to(model.device) for c in batch["concepts"]]
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=args.autocast):
+            maps = model.model.encode_image(batch["pixels"].to(model.device))[: len(reader.strides)]
+        loss, right = reader(maps, labels, concepts)
+        optimiser.zero_grad()
+        loss.backward()
+        together.average(parameters)
+        nn.utils.clip_grad_norm_(parameters, 2.0)
+        optimiser.step()
+        step, seen = step + 1, seen + sum(map(len, concepts)) * together.processes
+        recent.append((loss.item(), right.item()))
+        if step % args.log_every == 0:
+            loss, right = np.mean(recent, 0).tolist()
+            log(dict(look=step, drawings=seen, part=round(part, 4), concept=round(loss, 4), right=round(right, 4)))
+
+
 def main(rank: int, args, meeting: str) -> None:
     torch.set_num_threads(args.threads)
     together = Together(rank, args.processes, meeting)
-    torch.multiprocessing.set_sharing_strategy("file_system")
     device = torch.device(args.device)
     images, records = np.load(args.glyphs / "images.npy"), json.loads((args.glyphs / "glyphs.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(args.wordpiece)
@@ -317,6 +378,7 @@ def main(rank: int, args, meeting: str) -> None:
 
     context = mp.get_context("fork")
     queue, progress = context.Queue(maxsize=4), context.Value("d", 0.0)
+    progress.value = -1.0 if args.look_minutes and not state else done / args.samples if args.samples else 0.0
     composers = [
         context.Process(
             target=compose_ahead,
@@ -361,12 +423,19 @@ def main(rank: int, args, meeting: str) -> None:
                 settings={k: str(v) for k, v in vars(args).items() if not isinstance(v, Path)},
             )
         )
-        if args.name_minutes and not rank:
+        if args.start:
+            started_from = torch.load(args.start / "state.pt", weights_only=True)
+            model.load_state_dict(started_from["model"])
+            reader.load_state_dict(started_from["reader"])
+        elif args.name_minutes and not rank:
             log(dict(names_cosine=round(teach_names(model, processor, records, args.name_minutes), 3)))
         together.first([p.data for p in [*model.parameters(), *reader.parameters()]])
+        if args.look_minutes:
+            look(model, reader, queue, together, args, log)
+            progress.value = 0.0
     watched = Watched(images, records, processor)
     plain_convolutions = PlainConvolutions(model)
-    if not state:
+    if not state and not args.start:
         plain_convolutions.start()
 
     def checkpoint():
@@ -393,7 +462,8 @@ def main(rank: int, args, meeting: str) -> None:
         for group, factor in zip(optimiser.param_groups, factors):
             group["lr"] = factor * args.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
         t = time.time()
-        batch = queue.get()
+        while "input_ids" not in (batch := mapped(queue.get(), torch.from_numpy)):
+            pass  # grids that were still waiting
         waited += time.time() - t
         labels = [{k: v.to(device) for k, v in label.items()} for label in batch["labels"]]
         concepts = [c.to(device) for c in batch["concepts"]]
@@ -403,7 +473,7 @@ def main(rank: int, args, meeting: str) -> None:
             maps = model.model.encode_image(batch["pixels"].to(device))
             out = model(feature_maps=maps, text_hidden=text, attention_mask=mask, labels=labels)
         fade = args.concept_loss * max(0.0, 1 - part / 0.8)
-        concept = reader(maps, labels, concepts) if fade else torch.zeros(())
+        concept, right = reader(maps, labels, concepts) if fade else (torch.zeros(()), torch.zeros(()))
         loss = out.loss + fade * concept
         optimiser.zero_grad()
         loss.backward()
@@ -411,7 +481,7 @@ def main(rank: int, args, meeting: str) -> None:
         norm = nn.utils.clip_grad_norm_([p for _, p in trained], 2.0)
         optimiser.step()
         step, done = step + 1, done + args.batch * args.processes
-        for name, value in {**out.losses, "concept": concept, "norm": norm}.items():
+        for name, value in {**out.losses, "concept": concept, "right": right, "norm": norm}.items():
             recent[name].append(float(value.detach()))
         if step % args.log_every == 0:
             row = dict(step=step, samples=done, part=round(part, 4), lr=round(optimiser.param_groups[0]["lr"], 6))
@@ -440,6 +510,9 @@ if __name__ == "__main__":
     p.add_argument("--minutes", type=float, default=0, help="end after this long in all (0: no limit)")
     p.add_argument("--samples", type=float, default=0, help="end after so many pictures (0: no limit)")
     p.add_argument("--name-minutes", type=float, default=3, help="how long names are taught first")
+    p.add_argument("--look-minutes", type=float, default=20, help="how long the image tower looks at grids then")
+    p.add_argument("--look-lr", type=float, default=1.5e-3)
+    p.add_argument("--start", type=Path, help="start with what another run's state.pt holds instead of naming")
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--lr", type=float, default=8e-4)
     p.add_argument("--embed", type=int, default=32)

@@ -159,6 +159,34 @@ def compose(
     return Scene((255 * canvas.clip(0, 1)).round().astype(np.uint8), boxes, placed)
 
 
+def compose_grid(
+    images: np.ndarray, records, drawings: list[int], side: int, rng, size: int = CANVAS, mild=0.5
+) -> Scene:
+    """side x side drawings in the cells of a grid, moved and scaled a little: dense and quick to compose."""
+    canvas, colours = background(rng, size)
+    canvas = canvas.copy()
+    cell, boxes = size / side, []
+    for number, index in enumerate(drawings):
+        record = records[index]
+        drawing = painted(images[index], BY_STYLE[record["style"]].mono, colours, rng, mild)
+        glyph = Image.fromarray(drawing).convert("RGBa")
+        if record["subgroup"] not in KEEP_HANDEDNESS and rng.random() < 0.4:
+            glyph = glyph.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        width = int(cell * rng.uniform(0.7, 1.1))
+        patch = glyph.resize((width, width), Image.Resampling.BILINEAR)
+        if rng.random() < 0.3:
+            patch = patch.rotate(rng.uniform(-20, 20), Image.Resampling.BILINEAR)
+        patch = np.frombuffer(patch.tobytes(), np.uint8).reshape(width, width, 4).astype(np.float32) / 255
+        row, column = divmod(number, side)
+        y, x = (int(cell * (k + 0.5) - width / 2 + rng.uniform(-0.15, 0.15) * cell) for k in (row, column))
+        y, x = (min(max(v, 0), size - width) for v in (y, x))
+        here = (slice(y, y + width), slice(x, x + width))
+        canvas[here] = canvas[here] * (1 - patch[..., 3:]) + patch[..., :3]
+        boxes.append([x, y, x + width, y + width])
+    canvas = canvas * rng.uniform(0.85, 1.1) + rng.uniform(-0.03, 0.03)
+    return Scene((255 * canvas.clip(0, 1)).round().astype(np.uint8), np.array(boxes, np.float32), drawings)
+
+
 class Distribution:
     """The scenes and captions of pre-training, from the drawings that may be seen.
 
@@ -199,6 +227,13 @@ class Distribution:
         chosen = [self.drawing(self.concepts[k], rng) for k in concepts]
         scene = compose(self.images, self.records, chosen, rng, size, mild, degrade=0.12 * (1 - mild))
         return scene, [self.number[self.records[i]["concept"]] for i in scene.drawings]
+
+    def grid(self, rng: np.random.Generator) -> tuple[Scene, list[int]]:
+        """A grid of drawings and the numbers of their concepts."""
+        side = int(rng.choice([3, 4, 5], p=[0.3, 0.4, 0.3]))
+        concepts = rng.choice(len(self.concepts), side * side).tolist()
+        chosen = [self.drawing(self.concepts[k], rng) for k in concepts]
+        return compose_grid(self.images, self.records, chosen, side, rng), concepts
 
     def caption(self, concepts: list[int], rng: np.random.Generator) -> tuple[list[str], list[int]]:
         """(names of a caption in order, per object the place of its name)."""
