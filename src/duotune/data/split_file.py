@@ -137,7 +137,7 @@ def load_mat(path: Path) -> dict:
         from scipy.io import loadmat
     except ImportError as error:
         raise DataError(
-            f"{path} needs SciPy; install it (pip install 'duotune[datasets]'), or add the data set's split file"
+            f"{path} needs SciPy; install it (pip install scipy), or add the data set's split file"
         ) from error
     try:
         return loadmat(str(path), squeeze_me=True)
