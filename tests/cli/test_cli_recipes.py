@@ -14,10 +14,12 @@ from duotune.backbones import EMBEDDED
 from duotune.cli import build_parser
 from duotune.cli.train import merge, read
 from duotune.data import EMBEDDED_TASKS, list_datasets
+from duotune.data.detection import EMBEDDED_DETECTION_TASKS, list_detection_datasets
 from duotune.errors import ConfigError
-from duotune.methods import METHODS
+from duotune.methods import DETECTION_METHODS, METHODS
 from duotune.recipes import Recipe, list_recipes, load_recipe, parse_value
 from duotune.recipes.running import training_arguments
+from duotune.training import DetectionTrainingArguments
 
 FILES = sorted((Path(duotune.__file__).parent / "recipes").glob("*.y*ml"))
 each_recipe = pytest.mark.parametrize("path", FILES, ids=lambda p: p.stem)
@@ -26,19 +28,25 @@ DOCUMENTED = ("description", "source", "command")
 
 def test_recipes_are_found():
     assert len(FILES) >= 10 and [path.stem for path in FILES] == list_recipes()
-    wanted = {"coop", "vpt_deep", "vpt_shallow", "vlp", "dpt"} | {f"tiny_{m}" for m in ("coop", "vpt", "vlp", "dpt")}
+    wanted = {"coop", "vpt_deep", "vpt_shallow", "vlp", "dpt", "sdpt", "text_prompt", "detection_linear_probe", "full"}
+    wanted |= {f"tiny_{m}" for m in ("coop", "vpt", "vlp", "dpt")}
     assert wanted <= set(list_recipes())
 
 
 @each_recipe
 def test_a_recipe_fits_the_dataclasses(path, tmp_path):
     recipe = load_recipe(path.stem).validate()
-    assert recipe.data in list_datasets() and (recipe.backbone in EMBEDDED or "/" in recipe.backbone)
+    boxes = recipe.kind == "detection"
+    known, embedded = (
+        (list_detection_datasets(), EMBEDDED_DETECTION_TASKS) if boxes else (list_datasets(), EMBEDDED_TASKS)
+    )
+    assert recipe.data in known and (recipe.backbone in EMBEDDED or "/" in recipe.backbone)
     arguments = training_arguments(recipe, tmp_path)
+    assert isinstance(arguments, DetectionTrainingArguments) == boxes
     assert arguments.num_train_epochs == recipe.epochs and arguments.views == recipe.views
-    assert METHODS.get(recipe.method).Config.from_dict(recipe.settings)
+    assert (DETECTION_METHODS if boxes else METHODS).get(recipe.method).Config.from_dict(recipe.settings)
     if recipe.backbone in EMBEDDED:
-        assert recipe.data in EMBEDDED_TASKS
+        assert recipe.data in embedded
 
 
 @each_recipe
@@ -99,3 +107,37 @@ def test_a_recipe_survives_writing_and_reading(tmp_path):
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(_values(recipe)))
     assert load_recipe(tmp_path / "r.yaml") == recipe
     assert {f.name for f in dataclasses.fields(Recipe)} >= set(_values(recipe))
+
+
+def test_the_data_say_what_a_recipe_is_of(tmp_path):
+    """A classifier's or a detector's, and with it what is left out; also when an option changes the data."""
+    assert (Recipe().kind, Recipe().method, Recipe().epochs) == ("classification", "dpt", 60)
+    boxes = Recipe().replace(data="coco2017")
+    assert (boxes.kind, boxes.method, boxes.shots, boxes.epochs, boxes.batch_size) == ("detection", "sdpt", 0, 12, 2)
+    assert boxes.replace(data="oxford_pets").shots == 16 and Recipe(epochs=7).replace(data="coco2017").epochs == 7
+    assert Recipe(method="text_prompt").kind == "detection" and Recipe(method="zero_shot").kind == "classification"
+    (tmp_path / "folder").mkdir()
+    assert Recipe(data=str(tmp_path / "folder")).kind == "classification"
+    (tmp_path / "folder" / "train.json").write_text("{}")
+    assert Recipe(data=str(tmp_path / "folder")).kind == "detection"
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        (
+            {"data": "coco2017", "method": "dpt"},
+            "dpt is no method of a detector, and coco2017 has boxes; choose one of full",
+        ),
+        (
+            {"data": "oxford_pets", "method": "sdpt"},
+            "sdpt is no method of a classifier, and oxford_pets has labelled images",
+        ),
+        ({"data": "coco2017", "classes": "base"}, "detectors learn all classes"),
+        ({"data": "coco2018"}, "did you mean 'coco2017'"),
+        ({"data": "coco2017", "settings": {"num_prototype_tokens": 0}}, "num_prototype_tokens must be at least 1"),
+    ],
+)
+def test_recipes_of_detectors_that_do_not_fit(values, says):
+    faults = list(Recipe(backbone="models/glip-t", **values).faults())
+    assert len(faults) == 1 and says in faults[0]

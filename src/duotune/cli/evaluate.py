@@ -1,10 +1,13 @@
-"""Measure the accuracy of an artifact, or of zero-shot classification, on the test images of a data set.
+"""Measure an artifact, or the frozen backbone, on the test images of a data set: accuracy, or AP of a detector.
 
     duotune evaluate runs/mine --data my_pictures
     duotune evaluate runs/base --data oxford_pets --root DATASETS --base-to-new
     duotune evaluate --method zero_shot --backbone openai/clip-vit-base-patch16 --data my_pictures --ensemble
+    duotune evaluate runs/boxes --data coco_folder --out runs/boxes/test
+    duotune evaluate --method zero_shot --backbone GLIP_FOLDER --data odinw_13 --root DATASETS
 
-The artifact classifies into the classes of the data; its own class order is kept if the names are the same.
+The artifact classifies into (or finds) the classes of the data; its own class order is kept if the names are the same.
+Of a detector, --out is a folder that keeps boxes as they are found: the same command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -16,13 +19,16 @@ from ..errors import ConfigError
 from ..recipes import CLASSES
 from .options import option, quiet
 
-HELP = "measure accuracy on the test images of a data set"
+HELP = "measure accuracy or AP on the test images of a data set"
 
 
 @dataclass(kw_only=True)
 class Options:
     artifact: str | None = option(None, help="folder with prompt.safetensors and prompt.json", positional=True)
-    data: str = option(help="data set name, image folder, CSV file or saved Hugging Face data set", metavar="NAME|PATH")
+    data: str = option(
+        help="data set name, image folder, CSV file, saved Hugging Face data set, COCO folder, odinw_13 or odinw_35",
+        metavar="NAME|PATH",
+    )
     root: str | None = option(None, help="folder that holds the named data sets", metavar="FOLDER")
     classes: str = option("all", help="all classes, the first half (base) or the second (new)", choices=CLASSES)
     base_to_new: bool = option(False, help="of an artifact of the base classes: base, new and their harmonic mean")
@@ -31,13 +37,17 @@ class Options:
     backbone: str | None = option(None, help="for zero_shot; or where the artifact's backbone is now", metavar="NAME")
     template: str | None = option(None, help="prompt with one {} instead of the data set's own", metavar="TEXT")
     ensemble: bool = option(False, help="zero_shot with all templates of the data set")
-    batch_size: int = option(64, help="images per forward pass")
+    batch_size: int | None = option(None, help="images per forward pass (default: 64; detectors: 1)")
     workers: int = option(2, help="processes that decode images")
     cache_dir: str | None = option(None, help="folder of the feature cache", metavar="FOLDER")
     device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
-    per_class: bool = option(False, help="print the accuracy of every class")
-    json: bool = option(False, help="print JSON, every prediction included")
-    out: str | None = option(None, help="also write that JSON to a file", metavar="FILE")
+    per_class: bool = option(False, help="print the accuracy or AP of every class")
+    score_threshold: float | None = option(None, help="of a detector's boxes, 0..1; the model's own if left out")
+    max_detections: int | None = option(None, help="of a detector's boxes per image; the model's own if left out")
+    json: bool = option(False, help="print JSON, every prediction of a classifier included")
+    out: str | None = option(
+        None, help="also write that JSON to a file; of a detector: folder for boxes and JSON", metavar="FILE"
+    )
 
 
 def faults(options: Options) -> list[str]:
@@ -54,7 +64,7 @@ def faults(options: Options) -> list[str]:
     if options.base_to_new and (options.method or options.classes != "all"):
         found.append("--base-to-new takes an artifact and all classes")
     for name, least in {"batch_size": 1, "workers": 0}.items():
-        if getattr(options, name) < least:
+        if getattr(options, name) is not None and getattr(options, name) < least:
             found.append(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(options, name)}")
     return found
 
@@ -66,6 +76,14 @@ def run(options: Options) -> int:
     import sys
 
     from ..data import load_dataset
+    from ..data.detection import ODINW, is_detection_data
+
+    if options.data in ODINW or is_detection_data(options.data):
+        from .evaluate_boxes import run as run_boxes
+
+        return run_boxes(options)
+    if options.score_threshold is not None or options.max_detections is not None:
+        raise ConfigError(f"--score-threshold and --max-detections are of detectors; {options.data} has no boxes")
     from ..evaluation import base_to_new, evaluate
     from ..recipes.claim import check_writable
     from ..report import write_text
@@ -75,7 +93,7 @@ def run(options: Options) -> int:
         check_writable(options.out)
     everything = load_dataset(options.data, options.root)
     how = {
-        "batch_size": options.batch_size,
+        "batch_size": options.batch_size or 64,
         "workers": options.workers,
         "cache": FeatureCache(options.cache_dir) if options.cache_dir else None,
         "progress": sys.stderr.isatty(),
@@ -118,8 +136,11 @@ def _model(options: Options, data):
             load_backbone(options.backbone, device=options.device), options.method, data.class_names, template
         ), data
     from ..artifacts import load
+    from ..model import PromptedDetector
 
     model = load(options.artifact, options.backbone, options.device)
+    if isinstance(model, PromptedDetector):
+        raise ConfigError(f"{options.artifact} is a detector, and {data.name} has no boxes; give it COCO annotations")
     names = model.class_names
     if set(names) == set(data.class_names):
         return model, data.select([data.class_names.index(name) for name in names])

@@ -1,7 +1,10 @@
-"""Import a checkpoint folder that the authors' code of CoOp, VPT, VLP or DPT wrote (Dassl) as an artifact.
+"""Import what the authors' code wrote as an artifact: a folder of CoOp, VPT, VLP or DPT (Dassl), or a file of SDPT.
 
     duotune import output/pets/seed1 --backbone openai/clip-vit-base-patch16 --classes names.txt --out pets-dpt \\
         --template "a photo of a {}, a type of pet."
+    duotune import sdpt model_final.pth --backbone GLIP_FOLDER --classes names.txt --out cells-sdpt
+
+Files are read without executing code from them.
 """
 
 from __future__ import annotations
@@ -9,17 +12,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ArtifactError, DataError
+from ..errors import ArtifactError, ConfigError, DataError
 from .options import option, quiet
 from .output import size
 
 HELP = "import a checkpoint of the authors' code as an artifact"
+KINDS = ("dassl", "sdpt")
 
 
 @dataclass(kw_only=True)
 class Options:
-    folder: str = option(help="output folder of the run, with .../model.pth.tar-N in it", positional=True)
-    backbone: str = option(help="the CLIP it was trained on: local folder, Hub id or embedded name", metavar="NAME")
+    source: list[str] = option(
+        help="dassl and the output folder of the run, with .../model.pth.tar-N in it; or sdpt and a .pth file",
+        positional=True,
+        metavar="KIND",
+    )
+    backbone: str = option(help="what it was trained on: local folder, Hub id or embedded name", metavar="NAME")
     classes: str = option(help="text file with one class name per line, in the run's order", metavar="FILE")
     out: str = option(help="folder of the artifact to write", metavar="FOLDER")
     template: str | None = option(None, help="the run's template with one {}; VPT and DPT need it", metavar="TEXT")
@@ -28,27 +36,46 @@ class Options:
         None, help="where the class name stands; as log.txt says if left out", choices=("end", "middle", "front")
     )
     num_candidates: int | None = option(None, help="DPT's candidates per image; as log.txt says if left out")
+    check_backbone: bool = option(True, help="sdpt: the file's other weights must be those of the backbone")
+
+
+def kind_and_path(options: Options) -> tuple[str, str]:
+    """("dassl" or "sdpt", path). Raises ConfigError for other words, or options that do not belong to the kind."""
+    kind, path = options.source if len(options.source) == 2 else (None, options.source[0])
+    if len(options.source) > 2 or (kind is not None and kind not in KINDS):
+        raise ConfigError(f"expected a path, or one of {', '.join(KINDS)} and a path; got {' '.join(options.source)}")
+    kind = kind or ("sdpt" if Path(path).is_file() else "dassl")
+    of_dassl = [name for name in ("template", "epoch", "position", "num_candidates") if getattr(options, name)]
+    if kind == "sdpt" and of_dassl:
+        raise ConfigError(f"--{of_dassl[0].replace('_', '-')} is of dassl; {path} is imported as sdpt")
+    if kind == "dassl" and not options.check_backbone:
+        raise ConfigError(f"--no-check-backbone is of sdpt; {path} is imported as dassl")
+    return kind, path
 
 
 def run(options: Options) -> int:
     quiet()
+    kind, path = kind_and_path(options)
     names = read_names(Path(options.classes))
     if (Path(options.out) / "prompt.json").exists():
         raise ArtifactError(f"{options.out} holds an artifact already; choose another --out")
-    from ..conversion import import_dassl
+    from ..conversion import import_dassl, import_sdpt
     from ..recipes.claim import claimed
 
     epoch = int(options.epoch) if options.epoch and options.epoch.isdecimal() else options.epoch
     with claimed(options.out) as out:
-        model = import_dassl(
-            options.folder,
-            options.backbone,
-            names,
-            template=options.template,
-            epoch=epoch,
-            position=options.position,
-            num_candidates=options.num_candidates,
-        )
+        if kind == "sdpt":
+            model = import_sdpt(path, options.backbone, names, options.check_backbone)
+        else:
+            model = import_dassl(
+                path,
+                options.backbone,
+                names,
+                template=options.template,
+                epoch=epoch,
+                position=options.position,
+                num_candidates=options.num_candidates,
+            )
         model.save(out)
     written = sum((out / name).stat().st_size for name in ("prompt.safetensors", "prompt.json"))
     print(f"wrote {out}: {model.method_name}, {len(names)} classes, {size(written)}")

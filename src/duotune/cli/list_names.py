@@ -45,11 +45,17 @@ def backbones() -> list[tuple[str, str]]:
     return rows + [(f"<{name}>", f"folder or Hub id of a Hugging Face model of type {name!r}") for name in BACKBONES]
 
 
-def datasets() -> list[tuple[str, str]]:
+def datasets() -> list[tuple[str, str, str]]:
+    """(name, what its images have, what it is)."""
     from ..data import DATASETS, EMBEDDED_TASKS
+    from ..data.detection import DETECTION_DATASETS, EMBEDDED_DETECTION_TASKS, ODINW
 
-    rows = [(name, "embedded task") for name in EMBEDDED_TASKS]
-    return rows + [(name, f"{DATASETS.get(name).title}; needs --root") for name in DATASETS]
+    rows = [(name, "labels", "embedded task") for name in EMBEDDED_TASKS]
+    rows += [(name, "boxes", "embedded task") for name in EMBEDDED_DETECTION_TASKS]
+    rows += [(name, "labels", f"{DATASETS.get(name).title}; needs --root") for name in DATASETS]
+    named = [(name, "boxes", f"{DETECTION_DATASETS.get(name).title}; needs --root") for name in DETECTION_DATASETS]
+    groups = [(name, "boxes", f"{len(tasks)} tasks, for evaluate; needs --root") for name, tasks in ODINW.items()]
+    return rows + named + groups
 
 
 def recipes() -> list[tuple[str, str]]:

@@ -1,7 +1,10 @@
-"""Classify images with an artifact.
+"""Classify images with an artifact, or find boxes in them.
 
-duotune predict runs/mine photo.jpg more_photos/
-duotune predict runs/mine more_photos/ --json > classes.json
+    duotune predict runs/mine photo.jpg more_photos/
+    duotune predict runs/mine more_photos/ --json > classes.json
+    duotune predict runs/boxes more_photos/ --out found --score-threshold 0.5
+
+--out is for detectors: a folder for images with boxes drawn in, and detections.json.
 """
 
 from __future__ import annotations
@@ -11,30 +14,41 @@ import json
 import sys
 from dataclasses import dataclass
 
-from ..errors import DataError
+from ..errors import ConfigError, DataError
 from .options import option, quiet
 from .output import table
 
-HELP = "classify images with an artifact"
+HELP = "classify images with an artifact, or find boxes in them"
 
 
 @dataclass(kw_only=True)
 class Options:
     artifact: str = option(help="folder with prompt.safetensors and prompt.json", positional=True)
     images: list[str] = option(help="image files, or folders of them", positional=True)
-    top_k: int = option(3, help="classes to name per image")
-    batch_size: int = option(64, help="images per forward pass")
+    top_k: int | None = option(None, help="classes to name per image (default: 3)")
+    score_threshold: float | None = option(None, help="least score of a detector's boxes, 0..1 (default: 0.3)")
+    batch_size: int | None = option(None, help="images per forward pass (default: 64; detectors: 1)")
     backbone: str | None = option(None, help="where the backbone is now, if not where it was", metavar="NAME")
     device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
     json: bool = option(False, help="print JSON instead of a table")
+    out: str | None = option(None, help="folder for a detector's drawn images and JSON", metavar="FOLDER")
 
 
 def run(options: Options) -> int:
     quiet()
+    from ..model import PromptedDetector
     from ..predictor import Predictor
 
     predictor = Predictor(options.artifact, options.backbone, options.device)
-    rows = predictor.classify(options.images, top_k=options.top_k, batch_size=options.batch_size)
+    if isinstance(predictor.model, PromptedDetector):
+        from .predict_boxes import run as run_boxes
+
+        return run_boxes(options, predictor)
+    if options.out is not None or options.score_threshold is not None:
+        raise ConfigError(f"--out and --score-threshold are of detectors; {options.artifact} is a classifier")
+    top_k = 3 if options.top_k is None else options.top_k
+    batch_size = 64 if options.batch_size is None else options.batch_size
+    rows = predictor.classify(options.images, top_k=top_k, batch_size=batch_size)
     good, broken = [row for row in rows if row.error is None], [row for row in rows if row.error is not None]
     if options.json:
         print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
     duotune train --method dpt --backbone openai/clip-vit-base-patch16 --data my_pictures --out runs/mine
     duotune train dpt --data oxford_pets --root DATASETS --seed 2 --set num_candidates=5 --out runs/pets
+    duotune train --method sdpt --backbone GLIP_FOLDER --data coco_folder --out runs/boxes
     duotune train --out runs/mine --resume
 
 Writes into --out: the artifact (prompt.safetensors, prompt.json), metrics.json, recipe.yaml (all values that were
@@ -34,7 +35,9 @@ class Options:
     report: bool = option(False, help="also write report.html: curves, some predictions, every class")
     set: list[str] = option([], help="a setting of the method, may be repeated", metavar="NAME=VALUE")
     training: list[str] = option(
-        [], help="a further field of PromptTrainingArguments, may be repeated", metavar="NAME=VALUE"
+        [],
+        help="a further field of PromptTrainingArguments (detectors: DetectionTrainingArguments), may be repeated",
+        metavar="NAME=VALUE",
     )
     changes: dict = field(default_factory=dict)
 
@@ -52,8 +55,8 @@ def run(options: Options) -> int:
     recipe = merge(options)
     quiet()
     from ..artifacts import describe
-    from ..recipes.running import CHECKPOINTS, examples, run_recipe
-    from ..report import write_report
+    from ..recipes.running import CHECKPOINTS, report_run, run_recipe
+    from ..report import DetectionRun
     from ..training import last_checkpoint
 
     out = Path(options.out)
@@ -72,23 +75,15 @@ def run(options: Options) -> int:
         raise KeyboardInterrupt(f"interrupted; `duotune train --resume --out {out}` goes on") from None
     row = outcome.summary()
     if options.report:
-        about = {"backbone": recipe.backbone, "data": outcome.data.name, "shots": recipe.shots, "seed": recipe.seed}
-        shown = examples([outcome]) if outcome.data.test else []
-        write_report(out / "report.html", f"{row.method} on {outcome.data.name}", about, [row], shown)
+        report_run(out / "report.html", outcome)
+    if isinstance(row, DetectionRun):
+        scores = {"AP (%)": row.ap, "AP50 (%)": row.ap50}
+    else:
+        scores = {"accuracy (%)": row.accuracy if outcome.result else None}
+    shown = ["-" if value is None else f"{value:.2f}" for value in scores.values()]
+    cells = [row.method, *shown, f"{row.trainable_parameters:,}", size(row.artifact_bytes)]
     print()
-    print(
-        table(
-            [
-                [
-                    row.method,
-                    f"{row.accuracy:.2f}" if outcome.result else "-",
-                    f"{row.trainable_parameters:,}",
-                    size(row.artifact_bytes),
-                ]
-            ],
-            ["method", "accuracy (%)", "trainable parameters", "artifact"],
-        )
-    )
+    print(table([cells], ["method", *scores, "trainable parameters", "artifact"]))
     if note := describe(out).training_only:
         print(f"\n{row.method} trained {note}")
     print(f"\nwrote {options.out}; use it: duotune predict {options.out} IMAGES")

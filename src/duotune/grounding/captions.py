@@ -17,12 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from ..errors import CaptionLengthError, ClassNamesError, ConfigError
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 SEPARATORS = {"train": (". ", ""), "demo": (" . ", " . "), "sentences": (". ", ".")}
@@ -59,6 +57,8 @@ class Caption:
         Raises:
             ClassNamesError: a label that the caption does not name.
         """
+        import torch  # captions are also read where torch is not wanted, as by `duotune list`
+
         rows = torch.zeros(len(labels), width or self.length)
         for row, label in zip(rows, labels):
             position = self.position(int(label))

@@ -14,7 +14,8 @@ Nothing heavy is imported to list or read recipes; `validate` imports the method
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+import difflib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -24,6 +25,11 @@ from ..errors import ConfigError, DataError, DuotuneError, UnknownNameError
 from ..settings import misfits
 
 CLASSES = ("all", "base", "new")
+BY_KIND = {
+    "classification": {"method": "dpt", "shots": 16, "epochs": 60, "batch_size": 32},
+    "detection": {"method": "sdpt", "shots": 0, "epochs": 12, "batch_size": 2},
+}
+"""What a recipe has where nothing is said, by kind of task."""
 
 
 def _say(default: Any, help: str, **more: Any) -> Any:
@@ -37,19 +43,25 @@ class Recipe:
     """One experiment: a method on a backbone and a data set, and how it is trained.
 
     Fields with a `help` text are options of `duotune train`. `settings` are fields of the method's config, `training`
-    further fields of `PromptTrainingArguments`. `description`, `source`, `command` and `expected` document a recipe.
+    further fields of `PromptTrainingArguments` (`DetectionTrainingArguments`). `description`, `source`, `command` and
+    `expected` document a recipe. The data say whether it is of a classifier or of a detector, see `kind`; what is left
+    out is as in `BY_KIND`.
     """
 
-    method: str = _say("dpt", "method to train, see `duotune list methods`", metavar="NAME")
-    backbone: str = _say("", "embedded name, local folder or Hub id of a CLIP model", metavar="NAME")
-    data: str = _say("", "data set name, image folder, CSV file or saved Hugging Face data set", metavar="NAME|PATH")
+    method: str | None = _say(
+        None, "method to train, see `duotune list methods` (default: dpt; detectors: sdpt)", metavar="NAME"
+    )
+    backbone: str = _say("", "embedded name, local folder or Hub id of a CLIP model or a detector", metavar="NAME")
+    data: str = _say(
+        "", "data set name, image folder, CSV file, saved Hugging Face data set or COCO folder", metavar="NAME|PATH"
+    )
     root: str | None = _say(None, "folder that holds the named data sets", metavar="FOLDER")
-    shots: int = _say(16, "training images per class; 0 takes all")
+    shots: int | None = _say(None, "training images per class; 0 takes all (default: 16; detectors: 0)")
     seed: int = _say(1, "of the shots, the random start and the order of images")
     classes: str = _say("all", "all classes, the first half (base) or the second (new)", metavar="|".join(CLASSES))
     template: str | None = _say(None, "prompt with one {} instead of the data set's own", metavar="TEXT")
-    epochs: int = _say(60, "times to see every image")
-    batch_size: int = _say(32, "images per step")
+    epochs: int | None = _say(None, "times to see every image (default: 60; detectors: 12)")
+    batch_size: int | None = _say(None, "images per step (default: 32; detectors: 2)")
     views: int = _say(0, "fixed random views per image, cached; 0 draws fresh ones every epoch")
     bf16: bool = _say(False, "compute in bfloat16")
     cache_dir: str | None = _say(None, "folder of the feature cache", metavar="FOLDER")
@@ -59,6 +71,27 @@ class Recipe:
     source: str = ""
     command: str = ""
     expected: str | None = None
+
+    def __post_init__(self):
+        defaults = BY_KIND[self.kind]
+        self._given = {name for name in defaults if getattr(self, name) is not None}
+        for name, default in defaults.items():
+            if name not in self._given:
+                setattr(self, name, default)
+
+    @property
+    def kind(self) -> str:
+        """What the data are: pictures with boxes ("detection") or not; as the method says if they do not tell."""
+        from ..data import list_datasets
+        from ..data.detection import is_detection_data
+
+        if self.data and is_detection_data(self.data):
+            return "detection"
+        if self.data in list_datasets() or (self.data and Path(self.data).expanduser().exists()):
+            return "classification"
+        from ..methods import DETECTION_METHODS, METHODS
+
+        return "detection" if self.method in DETECTION_METHODS and self.method not in METHODS else "classification"
 
     def faults(self) -> Iterator[str]:
         """One sentence per value that does not fit, the method's settings included."""
@@ -84,22 +117,40 @@ class Recipe:
 
     def _data_faults(self) -> Iterator[str]:
         from ..data import list_datasets, load_dataset
+        from ..data.detection import list_detection_datasets, load_detection
 
-        if self.data not in list_datasets() and not Path(self.data).expanduser().exists():
-            try:
-                load_dataset(self.data)  # neither a name nor a path: says so, and says the nearest name
-            except DuotuneError as error:
-                yield str(error)
+        if self.kind == "detection":
+            if self.data not in list_detection_datasets() and not Path(self.data).expanduser().exists():
+                yield from _fault_of(load_detection, self.data)
+            if self.classes != "all":
+                yield f"detectors learn all classes; classes must be 'all', not {self.classes!r}"
+        elif self.data not in list_datasets() and not Path(self.data).expanduser().exists():
+            # of two tables, the one with the nearer name answers
+            near = difflib.get_close_matches(self.data, [*list_datasets(), *list_detection_datasets()], n=1, cutoff=0.5)
+            other = bool(near) and near[0] not in list_datasets()
+            yield from _fault_of(load_detection if other else load_dataset, self.data)
 
     def _method_faults(self) -> Iterator[str]:
-        from ..methods import METHODS
-
+        table, other = self._tables()
         try:
-            config = METHODS.get(self.method).Config
+            config = table.get(self.method).Config
         except UnknownNameError as error:
-            yield str(error)
+            if self.method in other:
+                here, there = ("boxes", "detector") if self.kind == "detection" else ("labelled images", "classifier")
+                yield (
+                    f"{self.method} is no method of a {there}, and {self.data or 'the data'} has {here}; "
+                    f"choose one of {', '.join(table)}"
+                )
+            else:
+                yield str(error)
             return
         yield from config.faults_of(self.settings, f"setting of {self.method}")
+
+    def _tables(self):
+        """The methods of this kind of task, and those of the other."""
+        from ..methods import DETECTION_METHODS, METHODS
+
+        return (DETECTION_METHODS, METHODS) if self.kind == "detection" else (METHODS, DETECTION_METHODS)
 
     def validate(self) -> Recipe:
         """self, if every value fits. Raises ConfigError with every fault at once."""
@@ -112,16 +163,28 @@ class Recipe:
 
         Another method keeps of the settings those that it has too.
         """
-        old = dict(self.settings)
-        if changes.get("method", self.method) != self.method:
-            from ..methods import METHODS
-
-            if changes["method"] in METHODS:
-                known = {f.name for f in dataclasses.fields(METHODS.get(changes["method"]).Config)}
+        given = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        given = {
+            name: value for name, value in given.items() if name not in BY_KIND["detection"] or name in self._given
+        }
+        old = given.pop("settings")
+        changes["training"] = {**given.pop("training"), **changes.get("training", {})}
+        new = Recipe(**{**given, **changes, "settings": {}})
+        if new.method != self.method:
+            table, _ = new._tables()
+            if new.method in table:
+                known = {f.name for f in dataclasses.fields(table.get(new.method).Config)}
                 old = {name: value for name, value in old.items() if name in known}
-        changes["settings"] = {**old, **changes.get("settings", {})}
-        changes["training"] = {**self.training, **changes.get("training", {})}
-        return dataclasses.replace(self, **changes)
+        new.settings = {**old, **changes.get("settings", {})}
+        return new
+
+
+def _fault_of(load: Callable[[str], Any], data: str) -> Iterator[str]:
+    """Why data that are neither a name nor a path cannot be read; says the nearest name."""
+    try:
+        load(data)
+    except DuotuneError as error:
+        yield str(error)
 
 
 def parse_value(text: str) -> Any:

@@ -17,20 +17,25 @@ from transformers import PrinterCallback, ProgressCallback, TrainerCallback
 from .. import artifacts
 from ..backbones import Backbone
 from ..data import ClassificationData, load_dataset
+from ..data.detection import DetectionData, load_detection
 from ..data.images import open_image
 from ..errors import ArtifactError, ConfigError, DuotuneError
-from ..model import PromptedModel, attach
-from ..report import Example, MethodRun, write_metrics, write_text
+from ..model import PromptedDetector, PromptedModel, attach
+from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report, write_text
 from ..settings import misfits
-from ..training import PromptTrainer, PromptTrainingArguments, last_checkpoint
+from ..training import DetectionTrainingArguments, PromptTrainer, PromptTrainingArguments, last_checkpoint
 from . import Recipe
 from .claim import claimed
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..detection_evaluation import DetectionResult
     from ..evaluation import ClassificationResult
 
 CHECKPOINTS, WRITTEN = "checkpoints", "recipe.yaml"
 RATES = "has no effect; every kind of prompt has its own rate and warm-up, such as --set text_lr=0.002"
+SHOWN_SCORE = 0.3  # of boxes in a report's pictures
 FIXED = {
     "output_dir": "is set by --out",
     "disable_tqdm": "follows the terminal",
@@ -63,14 +68,24 @@ class Outcome:
     name: str
     folder: Path
     model: PromptedModel
-    data: ClassificationData
-    result: ClassificationResult | None
+    data: ClassificationData | DetectionData
+    result: ClassificationResult | DetectionResult | None
     seconds: float
     curve: list[dict[str, float]] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
 
-    def summary(self) -> MethodRun:
+    def summary(self) -> MethodRun | DetectionRun:
         """The run as a row of tables and reports."""
+        if isinstance(self.model, PromptedDetector):
+            return DetectionRun(
+                self.name,
+                self.result.ap if self.result is not None else None,
+                self.result.ap50 if self.result is not None else None,
+                self.model.num_trainable_parameters(),
+                artifact_bytes(self.folder),
+                self.seconds,
+                self.curve,
+            )
         per_class = {}
         accuracy = float("nan")
         if self.result is not None:
@@ -92,8 +107,11 @@ def artifact_bytes(folder: str | Path) -> int:
     return sum((Path(folder) / name).stat().st_size for name in (artifacts.WEIGHTS, artifacts.DESCRIPTION))
 
 
-def load_data(recipe: Recipe) -> ClassificationData:
+def load_data(recipe: Recipe) -> ClassificationData | DetectionData:
     """The recipe's data set, its classes and shots."""
+    if recipe.kind == "detection":
+        boxes = load_detection(recipe.data, recipe.root).named_as_read()
+        return boxes.few_shot(recipe.shots, recipe.seed) if recipe.shots else boxes
     data = load_dataset(recipe.data, recipe.root).subset(recipe.classes)
     if recipe.shots:
         data = data.few_shot(recipe.shots, recipe.seed)
@@ -102,6 +120,7 @@ def load_data(recipe: Recipe) -> ClassificationData:
 
 def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True) -> PromptTrainingArguments:
     """The recipe's training arguments. Raises ConfigError with every unknown or unfit one."""
+    arguments = DetectionTrainingArguments if recipe.kind == "detection" else PromptTrainingArguments
     values: dict[str, Any] = {
         "num_train_epochs": recipe.epochs,
         "per_device_train_batch_size": recipe.batch_size,
@@ -116,10 +135,10 @@ def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True
     ours |= {"shots_seed": "seed"} | {name: name for name in values if name not in (*ours, *FIXED)}
     faults = [f"training argument {n} is set by the recipe key {ours[n]!r}" for n in recipe.training if n in ours]
     faults += [f"training argument {n} {FIXED[n]}" for n in recipe.training if n in FIXED]
-    if faults := [*faults, *misfits(PromptTrainingArguments, recipe.training, "training argument")]:
+    if faults := [*faults, *misfits(arguments, recipe.training, "training argument")]:
         raise ConfigError(*faults)
     try:
-        return PromptTrainingArguments(**{**values, **recipe.training})
+        return arguments(**{**values, **recipe.training})
     except DuotuneError:
         raise
     except (ValueError, ImportError, RuntimeError) as error:  # what transformers itself finds unfit
@@ -133,7 +152,7 @@ def run_recipe(
     resume: bool = False,
     overwrite: bool = False,
     backbone: Backbone | None = None,
-    data: ClassificationData | None = None,
+    data: ClassificationData | DetectionData | None = None,
     name: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
@@ -166,7 +185,14 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
     from ..backbones import load_backbone
 
     backbone = backbone if backbone is not None else load_backbone(recipe.backbone)
-    model = attach(backbone, recipe.method, data.class_names, data.template, config=recipe.settings, seed=recipe.seed)
+    template = data.template if isinstance(data, ClassificationData) else recipe.template or data.templates
+    model = attach(backbone, recipe.method, data.class_names, template, config=recipe.settings, seed=recipe.seed)
+    if isinstance(data, DetectionData) != isinstance(model, PromptedDetector):
+        what = "a detector, which learns from boxes" if isinstance(model, PromptedDetector) else "no detector"
+        raise ConfigError(f"{recipe.method} on {backbone.name} is {what}; {data.name} does not fit it")
+    if isinstance(data, DetectionData):
+        for fault in data.report.lines():
+            say(f"data: {fault}")
     say(
         f"{recipe.method} on {backbone.name}, {data.name}: {len(data.class_names)} classes, "
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images"
@@ -196,15 +222,24 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
     else:
         artifacts.save(model.eval(), folder)
         write_text(folder / WRITTEN, written)
-    result = None
-    if data.test:
-        from ..evaluation import evaluate
-
-        result = evaluate(model, data.test, workers=arguments.dataloader_num_workers, progress=progress)
+    result = _test(model, data, arguments, progress) if data.test else None
     seconds = time.perf_counter() - start
     outcome = Outcome(recipe, name or recipe.method, folder, model, data, result, seconds, curve, broken)
-    write_metrics(folder / "metrics.json", [outcome.summary()])
+    row = outcome.summary()
+    write_metrics(folder / "metrics.json", *(([], [row]) if isinstance(row, DetectionRun) else ([row],)))
     return outcome
+
+
+def _test(model, data, arguments, progress) -> ClassificationResult | DetectionResult:
+    workers = arguments.dataloader_num_workers
+    if isinstance(model, PromptedDetector):
+        from ..detection_evaluation import evaluate_detector
+
+        size = arguments.per_device_eval_batch_size
+        return evaluate_detector(model, data, batch_size=size, workers=workers, progress=progress)
+    from ..evaluation import evaluate
+
+    return evaluate(model, data.test, workers=workers, progress=progress)
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
@@ -236,6 +271,39 @@ def examples(outcomes: Sequence[Outcome], count: int = 12) -> list[Example]:
         )
         for i, (item, image) in enumerate(zip(items, images))
     ]
+
+
+def scenes(outcomes: Sequence[Outcome], count: int = 6) -> list[dict[str, Image]]:
+    """Up to `count` test pictures of detectors: title ("truth", then each outcome's name) -> picture with boxes."""
+    from ..data.detection.torch_dataset import open_detection_image
+    from ..drawing import draw_boxes
+    from ..predictor import Predictor
+
+    data = outcomes[0].data
+    count = min(count, len(data.test))
+    items = [data.test[round(i * (len(data.test) - 1) / max(1, count - 1))] for i in range(count)]
+    images = [open_detection_image(item) for item in items]
+    names = [[data.class_names[label] for label in item.labels] for item in items]
+    rows = [
+        {"truth": draw_boxes(image, item.boxes.tolist(), texts, item.labels.tolist())}
+        for image, item, texts in zip(images, items, names)
+    ]
+    for outcome in outcomes:
+        for row, image, found in zip(rows, images, Predictor(outcome.model).detect(images, SHOWN_SCORE)):
+            row[outcome.name] = found.draw(image)
+    return rows
+
+
+def report_run(path: str | Path, outcome: Outcome) -> Path:
+    """Write the page of one run: curves, some predictions, every class."""
+    recipe, row = outcome.recipe, outcome.summary()
+    about = {"backbone": recipe.backbone, "data": outcome.data.name, "shots": recipe.shots, "seed": recipe.seed}
+    title = f"{row.method} on {outcome.data.name}"
+    if isinstance(row, DetectionRun):
+        pictures = scenes([outcome]) if outcome.data.test else []
+        return write_report(path, title, about, [], detection=DetectionPart({}, [row], pictures))
+    shown = examples([outcome]) if outcome.data.test else []
+    return write_report(path, title, about, [row], shown)
 
 
 class _Begin(TrainerCallback):
@@ -279,4 +347,14 @@ class EpochBar(TrainerCallback):
             self.bar.close()
 
 
-__all__ = ["EpochBar", "Outcome", "artifact_bytes", "examples", "load_data", "run_recipe", "training_arguments"]
+__all__ = [
+    "EpochBar",
+    "Outcome",
+    "artifact_bytes",
+    "examples",
+    "load_data",
+    "report_run",
+    "run_recipe",
+    "scenes",
+    "training_arguments",
+]

@@ -26,12 +26,14 @@ from .report import DetectionReport
 __all__ = [
     "DETECTION_DATASETS",
     "EMBEDDED_DETECTION_TASKS",
+    "ODINW",
     "ODINW_13",
     "ODINW_35",
     "DetectionData",
     "DetectionItem",
     "DetectionReport",
     "EmbeddedDetectionTask",
+    "is_detection_data",
     "list_detection_datasets",
     "load_detection",
 ]
@@ -126,6 +128,32 @@ ODINW_13 = (
 def list_detection_datasets() -> list[str]:
     """Names that `load_detection` knows: embedded tasks, then data sets that need a root folder."""
     return [*EMBEDDED_DETECTION_TASKS, *DETECTION_DATASETS]
+
+
+ODINW = {"odinw_13": ODINW_13, "odinw_35": ODINW_35}
+"""Name of a group of tasks -> the tasks, whose mean AP is reported."""
+
+
+def is_detection_data(name_or_path: str | Path) -> bool:
+    """Whether `load_detection` reads this: a name that it knows, or COCO annotations, which are not read here."""
+    text = os.fspath(name_or_path)
+    if text in EMBEDDED_DETECTION_TASKS or text in DETECTION_DATASETS:
+        return True
+    path = Path(text).expanduser()
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        from .coco import find_splits
+
+        return bool(find_splits(path))
+    if suffix == ".zip" and path.is_file():
+        import zipfile
+
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return not {"train.json", "val.json", "test.json"}.isdisjoint(archive.namelist())
+        except (OSError, zipfile.BadZipFile):
+            return False
+    return suffix in (".json", ".yaml", ".yml")
 
 
 def load_detection(name_or_path: str | Path, root: str | Path | None = None, **options: Any) -> DetectionData:

@@ -111,6 +111,42 @@ class DetectionData:
 
         return few_shot(self, num_shots, seed)
 
+    @property
+    def templates(self) -> str | tuple[str, ...]:
+        """How each class reads in a caption, as `attach` takes it: "{}", or one template per class."""
+        if not self.caption_prompts:
+            return "{}"
+        return tuple(f"{prompt.prefix}{{}}{prompt.suffix}" for prompt in self.caption_prompts)
+
+    def named_as_read(self) -> DetectionData:
+        """The data set with the class names that its captions use, where it says so ("holes" for "pothole")."""
+        if not self.caption_prompts:
+            return self
+        return replace(self, class_names=check_class_names([p.name for p in self.caption_prompts], self.name))
+
+    def select(self, labels: Sequence[int]) -> DetectionData:
+        """The same classes in another order: `labels` holds every present label once, in the new order."""
+        if sorted(labels) != list(range(len(self.class_names))):
+            raise DataError(f"{self.name}: expected each of {len(self.class_names)} labels once, got {list(labels)}")
+        new = np.argsort(np.asarray(labels, dtype=np.int64))
+
+        def moved(item: DetectionItem) -> DetectionItem:
+            others = {
+                name: tuple(int(new[label]) for label in getattr(item, name))
+                for name in ("neg_labels", "not_exhaustive_labels")
+            }
+            return replace(item, labels=new[item.labels], **others)
+
+        take = lambda values: tuple(values[label] for label in labels) if values else ()
+        return replace(
+            self,
+            class_names=take(self.class_names),
+            category_ids=take(self.category_ids),
+            caption_prompts=take(self.caption_prompts),
+            frequencies=take(self.frequencies),
+            **{split: tuple(moved(item) for item in getattr(self, split)) for split in SPLITS},
+        )
+
     def boxes_per_class(self, split: str = "train") -> np.ndarray:
         """(C,) numbers of boxes, crowds left out."""
         counts = np.zeros(len(self.class_names), dtype=np.int64)

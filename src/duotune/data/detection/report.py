@@ -57,8 +57,11 @@ class DetectionReport:
     def warn(self, name: str) -> None:
         """One warning for all faults of a data set; none if there are none."""
         if self.faults:
-            lines = [line for line in self._lines(self.faults)]
-            warnings.warn(f"{name}: " + "; ".join(lines), stacklevel=3)
+            warnings.warn(f"{name}: " + "; ".join(self.lines()), stacklevel=3)
+
+    def lines(self) -> list[str]:
+        """One line per kind of fault; none if there are none."""
+        return self._lines(self.faults)
 
     def _lines(self, counts: dict[str, int]) -> list[str]:
         return [

@@ -17,6 +17,7 @@ import os
 import pickle
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ _PREFIXES = (
 _TOWER_PARTS = ("fusion", "text", "image")
 _OFFICIAL_TOWER = re.compile(r"rpn\.head\.dyhead_tower\.(\d+)\.(.+)")
 _OUR_TOWER = re.compile(r"model\.tower\.blocks\.(\d+)\.(fusion|text|image)\.(.+)")
+# What SDPT's fork of the official code adds to a checkpoint.
+_SDPT = re.compile(r"rpn\.head\.dyhead_tower\.\d+\.b_attn\.attn\.cpt_\w+")
 _CELL_ANCHOR = "rpn.anchor_generator.cell_anchors."
 # Written by old transformers, computed by new ones.
 _IGNORED = {"language_backbone.body.model.embeddings.position_ids"}
@@ -187,6 +190,7 @@ def convert_glip_checkpoint(
     tokenizer: Any = "google-bert/bert-base-uncased",
     dtype: torch.dtype | None = None,
     overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Turn an official GLIP-T or GLIP-L checkpoint into a folder for `from_pretrained`.
 
@@ -198,6 +202,7 @@ def convert_glip_checkpoint(
         tokenizer: Hub id or folder of the BERT tokenizer, or a loaded one.
         dtype: precision of the stored weights; None keeps the checkpoint's.
         overwrite: replace an existing folder.
+        say: is told what is left out, in a line.
 
     Raises:
         ArtifactError: the checkpoint cannot be read or is of another architecture, the tokenizer cannot be found, or
@@ -210,6 +215,12 @@ def convert_glip_checkpoint(
     if out.exists() and not overwrite:
         raise ArtifactError(f"{out} exists already; choose another folder or pass overwrite=True")
     state = read_checkpoint(path)
+    if learnt := [name for name in state if _SDPT.fullmatch(name)]:
+        state = {name: tensor for name, tensor in state.items() if name not in learnt}
+        say(
+            f"skipped {len(learnt)} entries that SDPT's code learnt ({learnt[0]}, ...): they are no part of GLIP; "
+            "`duotune import` reads them"
+        )
     config = config or guess_config(state)
     state = map_state_dict(state, config)
     processor = GlipProcessor.from_config(config, _load_tokenizer(tokenizer))

@@ -1,0 +1,94 @@
+"""`duotune predict` with the artifact of a detector: boxes, and pictures with boxes drawn in."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError, DataError
+from .output import table
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from ..predictor import BoxesFound, Predictor
+    from .predict import Options
+
+KEPT_FORMATS = (".jpg", ".jpeg", ".png", ".webp")
+DETECTIONS = "detections.json"
+
+
+def run(options: Options, predictor: Predictor) -> int:
+    """Find boxes and print them; with --out also draw them."""
+    from ..recipes.claim import claimed
+
+    if options.top_k is not None:
+        raise ConfigError(f"--top-k is of classifiers; {options.artifact} finds boxes, see --score-threshold")
+    if options.out is None:
+        rows = _find(options, predictor, None)
+    else:
+        with claimed(options.out) as folder:
+            rows = _find(options, predictor, folder)
+    good, broken = [row for row in rows if row.error is None], [row for row in rows if row.error is not None]
+    text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False)
+    if options.out is not None:
+        from ..report import write_text
+
+        write_text(Path(options.out) / DETECTIONS, text + "\n")
+    if options.json:
+        print(text)
+    else:
+        cells = [
+            [row.source, name, f"{score:.2f}", *(f"{side:.0f}" for side in box)]
+            for row in good
+            for name, score, box in zip(row.names, row.scores, row.boxes)
+        ]
+        if cells:
+            print(table(cells, ["image", "class", "score", "x1", "y1", "x2", "y2"]))
+        if empty := sum(not row.boxes for row in good):
+            print(f"nothing found in {empty} of {len(good)} images (--score-threshold {_threshold(options)})")
+    if options.out is not None and not options.json:
+        print(f"wrote {options.out}: {len(good)} images with boxes, and {DETECTIONS}")
+    sys.stdout.flush()
+    if broken:
+        others = f" ({len(broken) - 1} more cannot be read)" if len(broken) > 1 else ""
+        raise DataError(f"{broken[0].error}{others}; boxes in the other {len(good)} images are told above")
+    return 0
+
+
+def _threshold(options: Options) -> float:
+    return 0.3 if options.score_threshold is None else options.score_threshold
+
+
+def _find(options: Options, predictor: Predictor, folder: Path | None) -> list[BoxesFound]:
+    rows, taken = [], set()
+    for found, image in predictor.detections(options.images, _threshold(options), options.batch_size or 1):
+        rows.append(found)
+        if folder is not None and image is not None:
+            _write(folder / _free_name(found.source, taken), found.draw(image))
+    return rows
+
+
+def _free_name(source: str, taken: set[str]) -> str:
+    """A file name like the picture's own, different from all before."""
+    path = Path(source)
+    suffix = path.suffix if path.suffix.lower() in KEPT_FORMATS else ".png"
+    name, number = f"{path.stem}{suffix}", 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{path.stem}-{number}{suffix}"
+    taken.add(name.lower())
+    return name
+
+
+def _write(path: Path, image: Image) -> None:
+    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        image.save(beside, **({"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
