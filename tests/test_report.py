@@ -171,3 +171,4 @@ def test_metrics_of_a_detector(tmp_path):
         "seconds": 60.12,
     }
     assert list(json.loads(write_metrics(tmp_path / "n.json", RUNS).read_text())) == ["classification"]
+    assert list(json.loads(write_metrics(tmp_path / "o.json", [], DETECTORS).read_text())) == ["detection"]

@@ -133,9 +133,10 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_metrics(path: str | Path, runs: Sequence[MethodRun], detection: Sequence[DetectionRun] = ()) -> Path:
     """Write {"classification": {METHOD: {"accuracy", "trainable_parameters", "artifact_bytes", "seconds"}}}.
 
-    With runs on a detector also {"detection": {METHOD: {"AP", "AP50", "trainable_parameters", ...}}}.
+    With runs on a detector also {"detection": {METHOD: {"AP", "AP50", "trainable_parameters", ...}}}, or only that
+    where there are no others.
     """
-    metrics = {"classification": {run.method: run.metrics() for run in runs}}
+    metrics = {"classification": {run.method: run.metrics() for run in runs}} if runs or not detection else {}
     if detection:
         metrics["detection"] = {run.method: run.metrics() for run in detection}
     return write_text(path, json.dumps(metrics, indent=2) + "\n")
