@@ -442,13 +442,28 @@ def test_half_precision(one):
     assert one.read(maps, text, head=one.copy_head()).logits.dtype == torch.float32
 
 
-def test_checkpointing_changes_no_gradient(one):
-    model, pixels = attach(one, "sdpt", NAMES), batch()[0]
+def test_mixed_precision(one):
+    model, pixels = attach(one, "sdpt", NAMES).train(), batch()[0]
+    caption = one.caption(NAMES)
+    labels = [{"boxes": torch.tensor([[4.0, 4, 40, 40]]), "positive_map": caption.positive_map([0])}] * 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(pixels, labels=labels, image_sizes=SIZES)
+    out["loss"].backward()
+    assert out["loss"].dtype == torch.float32 and model.method.prototypes.tokens.grad.isfinite().all()
+    assert one.encode_captions([caption]).hidden.dtype == torch.float32
+    exact = model(pixels, labels=labels, image_sizes=SIZES)["loss"]
+    assert out["loss"].item() == pytest.approx(exact.item(), rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["sdpt", "full"])
+def test_checkpointing_changes_no_gradient(one, method):
+    model, pixels = attach(one, method, NAMES).eval(), batch()[0]
+    parameter = model.method.prototypes.tokens if method == "sdpt" else model.method.model.model.level_embed
     gradients = []
     for one.gradient_checkpointing in (False, True):
         model.method.zero_grad()
         model(pixels, image_sizes=SIZES)["logits"].sum().backward()
-        gradients.append(model.method.prototypes.tokens.grad.clone())
+        gradients.append(parameter.grad.clone())
     assert gradients[0].abs().max() > 0
     assert (gradients[0] - gradients[1]).abs().max() <= 1e-5 * gradients[0].abs().max()
 

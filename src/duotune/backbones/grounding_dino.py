@@ -190,7 +190,8 @@ class GroundingDinoBackbone(Detector):
             while len(self._texts) >= REMEMBERED_TEXTS:
                 self._texts.pop(next(iter(self._texts)))
             (ids,) = self._tokenize([text])
-            with torch.inference_mode(False), torch.no_grad():  # it may be read where gradients are wanted
+            # it may be read where gradients are wanted, and in another precision
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
                 starts = sentence_starts(ids)
                 self._texts[text] = encode_text(self.model.model, ids[None], starts[None])[0], starts
         return self._texts[text]
@@ -238,12 +239,13 @@ class GroundingDinoBackbone(Detector):
         ]
         raw, losses = GroundingDinoOutput(layers[-1].logits, layers[-1].boxes, sizes), None
         if labels is not None:
-            length = text.mask.shape[1]
+            length, wide = text.mask.shape[1], torch.promote_types(raw.boxes.dtype, torch.float32)
             targets = [
-                Target.of(label["boxes"].to(raw.boxes), label["positive_map"].to(self.device), size, length)
+                Target.of(label["boxes"].to(self.device, wide), label["positive_map"].to(self.device), size, length)
                 for label, size in zip(labels, sizes[:, :2])
             ]
-            losses = detection_losses(layers, states.encoder, targets, text.mask, self.weights)
+            with torch.autocast(self.device.type, enabled=False):
+                losses = detection_losses(layers, states.encoder, targets, text.mask, self.weights)
         return DetectorOutput(raw.logits, text.mask, raw, losses)
 
     # ------------------------------------------------------------------ copies to train
@@ -276,7 +278,8 @@ class GroundingDinoBackbone(Detector):
             ids[i, : len(row)], mask[i, : len(row)], starts[i, : len(row)] = row, 1, sentence_starts(row)
         text = CaptionFeatures(encode_text(model.model, ids, starts), mask, starts)
         maps = [*encode_image(model.model, pixel_values.to(model.dtype)), self._sizes(pixel_values, image_sizes)]
-        return self._read(model, *self._fuse(model, maps, text), labels)
+        maps, text = self._fuse(model, maps, text, checkpointing=self.gradient_checkpointing)
+        return self._read(model, maps, text, labels)
 
     # ------------------------------------------------------------------ boxes
 

@@ -4,6 +4,7 @@
 
 What is trained is a copy of the head, so that detaching gives the old detector. As in GLIP's code the factors of the
 pyramid's levels stay as they are. Works with classes that it was not trained on: they come in through the caption.
+Grounding DINO's head has no text projection; its backbone puts one there that starts as the identity.
 """
 
 from __future__ import annotations
