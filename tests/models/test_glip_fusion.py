@@ -8,6 +8,7 @@ from torch import nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertLayer
 
+from duotune.models.glip import folded_attention
 from duotune.models.glip.fusion import (
     BidirectionalAttention,
     FusionTextLayer,
@@ -20,7 +21,7 @@ from duotune.models.glip.fusion import (
 B, N, T, DV, DL, INNER, HEADS = 2, 23, 7, 6, 10, 32, 4
 
 
-def plain_attention(layer, visual, text, mask=None, tokens=None):
+def plain_attention(layer, visual, text, mask=None, tokens=None, visual_mask=None):
     """As the paper writes it: learned tokens are appended as rows, project like others, and their rows are dropped."""
 
     def heads(x):
@@ -39,7 +40,9 @@ def plain_attention(layer, visual, text, mask=None, tokens=None):
     bias = torch.where(torch.cat([mask, torch.ones(B, added)], 1) > 0, 1.0, -9e15).to(score.dtype)
     # Image queries see text rows, learned ones among them; text queries see image rows and learned visual rows.
     to_image = (score + bias[:, None, None]).softmax(-1) @ heads(layer.values_l_proj(l))
-    to_text = score.transpose(2, 3).softmax(-1) @ heads(layer.values_v_proj(v))
+    seen = torch.ones(B, N) if visual_mask is None else visual_mask
+    bias = torch.where(torch.cat([seen, torch.ones(B, v.shape[1] - N)], 1) > 0, 0.0, -9e15).to(score.dtype)
+    to_text = (score.transpose(2, 3) + bias[:, None, None]).softmax(-1) @ heads(layer.values_v_proj(v))
     delta_v = layer.out_v_proj(to_image.transpose(1, 2).reshape(B, -1, INNER))
     delta_l = layer.out_l_proj(to_text.transpose(1, 2).reshape(B, -1, INNER))
     return delta_v[:, :N], delta_l[:, :T]
@@ -86,6 +89,68 @@ def test_folded_attention_equals_the_plain_one(layer, inputs, kind, batched):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
     for a, b in zip(torch.autograd.grad(ours, leaves, cotangents), torch.autograd.grad(theirs, leaves, cotangents)):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def compare(layer, visual, text, tokens, ours, theirs):
+    """Outputs and all gradients."""
+    leaves = [visual, text, *layer.parameters(), tokens.visual, tokens.text]
+    cotangents = [torch.randn_like(t) for t in theirs]
+    for a, b in zip(ours, theirs):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+    for a, b in zip(torch.autograd.grad(ours, leaves, cotangents), torch.autograd.grad(theirs, leaves, cotangents)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+def test_runs_of_positions_change_nothing(layer, inputs, monkeypatch):
+    """Even where the first run of a sample has nothing that text may see."""
+    visual, text, mask = inputs
+    seen = torch.ones(B, N)
+    seen[0, :9], seen[1, 11:] = 0, 0
+    monkeypatch.setattr(folded_attention, "CHUNK_BYTES", 1)
+    monkeypatch.setattr(folded_attention, "SHORTEST_RUN", 5)
+    tokens = learned("both", False)
+    ours = layer(visual, text, mask, tokens, seen)
+    compare(layer, visual, text, tokens, ours, plain_attention(layer, visual, text, mask, tokens, seen))
+
+
+def test_the_form_for_dropout_computes_the_same(layer, inputs):
+    visual, text, mask = inputs
+    seen = torch.ones(B, N)
+    seen[1, 11:] = 0
+    tokens = learned("both", True)
+    ours = layer(visual, text, mask, tokens, seen)
+    layer.train().dropout = 1e-30  # drops nothing
+    compare(layer, visual, text, tokens, ours, layer(visual, text, mask, tokens, seen))
+
+
+@pytest.mark.parametrize("frozen", ["visual", "text", "tokens"])
+def test_what_needs_no_gradient_changes_no_other(layer, inputs, frozen):
+    visual, text, mask = inputs
+    tokens = learned("both", False)
+    leaves = {"visual": visual, "text": text, "tokens": tokens.visual, "more": tokens.text}
+    wanted = [leaf for name, leaf in leaves.items() if name != frozen]
+    cotangents = torch.randn_like(visual), torch.randn_like(text)
+    layer.requires_grad_(False)
+    expected = torch.autograd.grad(layer(visual, text, mask, tokens), wanted, cotangents)
+    part = {name: leaf.detach() if name == frozen else leaf for name, leaf in leaves.items()}
+    found = layer(part["visual"], part["text"], mask, FusionTokens(part["tokens"], part["more"]))
+    for a, b in zip(torch.autograd.grad(found, wanted, cotangents), expected):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_half_precision_gradients_are_near_the_exact_ones(layer, inputs):
+    visual, text, mask = (t.detach() for t in inputs)
+    exact = layer.float().requires_grad_(False)
+    tokens = FusionTokens(torch.randn(3, DV), torch.randn(2, DL))
+    cotangents = torch.randn(B, N, DV), torch.randn(B, T, DL)
+
+    def gradients(dtype):
+        leaves = [t.to(dtype).requires_grad_() for t in (visual, text, tokens.visual, tokens.text)]
+        out = exact.to(dtype)(leaves[0], leaves[1], mask, FusionTokens(leaves[2], leaves[3]))
+        return torch.autograd.grad(out, leaves, [c.to(dtype) for c in cotangents])
+
+    for a, b in zip(gradients(torch.bfloat16), gradients(torch.float32)):
+        assert a.dtype == torch.bfloat16 and (a.float() - b).norm() < 0.05 * b.norm()
 
 
 def test_no_mask_means_all_tokens(layer, inputs):

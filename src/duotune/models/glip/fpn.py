@@ -28,8 +28,14 @@ class TopBlocks(nn.Module):
         self.p7 = tagged(nn.Conv2d(channels, channels, 3, 2, 1), "kaiming")
 
     def forward(self, p5: Tensor) -> list[Tensor]:
-        p6 = self.p6(p5)
-        return [p6, self.p7(F.relu(p6))]
+        p6 = _strided(self.p6, p5)
+        return [p6, _strided(self.p7, F.relu(p6))]
+
+
+def _strided(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """`conv(x)`, padded by hand: of a map of one cell, oneDNN's bfloat16 gradient leaves taps that read nothing but
+    padding unwritten."""
+    return F.conv2d(F.pad(x, (1, 1, 1, 1)), conv.weight, conv.bias, conv.stride)
 
 
 class GlipFpn(nn.Module):

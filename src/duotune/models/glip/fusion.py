@@ -19,10 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dynamic_conv import DynamicConv
+from .folded_attention import clamp_scores, folded_attention
 from .initialization import tagged
-
-SCORE_LIMIT = 50_000.0
-"""Attention scores and text activations are clamped to +- this, which keeps float16 finite."""
 
 
 @dataclass
@@ -40,11 +38,6 @@ class FusionTokens:
 
 FusionPrompts: TypeAlias = Callable[[int, Tensor, Tensor], "FusionTokens | None"]
 """`(layer, visual (B, N, d_v), text (B, T, d_l)) -> tokens`; both inputs are already normed. Layers count from 0."""
-
-
-def clamp_scores(x: Tensor) -> Tensor:
-    """Clamp in half precision. In float32 scores of that size do not occur, and the pass would cost time and memory."""
-    return x.clamp(-SCORE_LIMIT, SCORE_LIMIT) if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 class BidirectionalAttention(nn.Module):
@@ -89,55 +82,65 @@ class BidirectionalAttention(nn.Module):
                 padding too, which is how GLIP does it.
         """
         tokens = tokens or FusionTokens()
-        batch, positions, length = visual.shape[0], visual.shape[1], text.shape[1]
+        batch, length = visual.shape[0], text.shape[1]
         keys = self._heads(self.l_proj(text))
         values_l = self._heads(self.values_l_proj(text))
         if tokens.text is not None:
             keys = torch.cat([keys, self._token_heads(self.l_proj, tokens.text, batch)], 2)
             values_l = torch.cat([values_l, self._token_heads(self.values_l_proj, tokens.text, batch)], 2)
-        everything = visual
-        if tokens.visual is not None:
-            more = tokens.visual if tokens.visual.dim() == 3 else tokens.visual[None].expand(batch, -1, -1)
-            everything = torch.cat([visual, more.to(visual.dtype)], 1)
+        more = tokens.visual
+        if more is not None:
+            more = (more if more.dim() == 3 else more[None].expand(batch, -1, -1)).to(visual.dtype)
+        hidden = None
+        if text_mask is not None and not (text_mask.device.type == "cpu" and text_mask.all()):
+            hidden = F.pad(text_mask.to(torch.bool), (0, keys.shape[2] - length), value=True).logical_not()
+        unseen = None if visual_mask is None else visual_mask == 0
 
-        # scores (B, heads, T + m, N + n)
-        scale = self.head_dim**-0.5
-        folded = (keys * scale) @ self.v_proj.weight.view(self.heads, self.head_dim, -1)
-        offset = (keys * scale) @ self.v_proj.bias.view(self.heads, self.head_dim, 1)
-        rows = self.heads * keys.shape[2]
-        scores = torch.baddbmm(
-            offset.reshape(batch, rows, 1), folded.reshape(batch, rows, -1), everything.transpose(1, 2)
-        )
-        scores = clamp_scores(scores.view(batch, self.heads, keys.shape[2], -1))
-
-        delta_v = self._update_visual(scores[..., :positions], values_l, text_mask, length)
-        delta_l = self._update_text(scores[:, :, :length], everything, visual_mask)
-        return delta_v, delta_l
-
-    def _update_visual(self, scores: Tensor, values: Tensor, text_mask: Tensor | None, length: int) -> Tensor:
-        """scores (B, heads, T + m, N), values (B, heads, T + m, head dim) -> (B, N, d_v)."""
-        batch, _, keys, positions = scores.shape
-        if text_mask is not None:
-            hidden = F.pad(text_mask.to(torch.bool), (0, keys - length), value=True).logical_not()
-            scores = scores.masked_fill(hidden[:, None, :, None], torch.finfo(scores.dtype).min)
-        attention = F.dropout(scores.softmax(2), self.dropout, self.training)
+        keys = keys * self.head_dim**-0.5
+        folded = keys @ self.v_proj.weight.view(self.heads, self.head_dim, -1)
+        offset = (keys @ self.v_proj.bias.view(self.heads, self.head_dim, 1)).squeeze(-1)
         out_weight = self.out_v_proj.weight.view(-1, self.heads, self.head_dim).permute(1, 2, 0)
-        folded = (values @ out_weight).reshape(batch, self.heads * keys, -1)
-        return attention.reshape(batch, -1, positions).transpose(1, 2) @ folded + self.out_v_proj.bias
+        values_l = values_l @ out_weight
+        if self.training and self.dropout:
+            return self._with_dropout(visual, more, folded, offset, values_l, length, hidden, unseen)
+        delta_v, context = folded_attention(visual, more, folded, offset, values_l, length, hidden, unseen)
+        return delta_v + self.out_v_proj.bias, self._text_update(context, 1.0)
 
-    def _update_text(self, scores: Tensor, visual: Tensor, visual_mask: Tensor | None = None) -> Tensor:
-        """scores (B, heads, T, N + n), visual (B, N + n, d_v) -> (B, T, d_l)."""
-        batch, _, length, positions = scores.shape
-        if visual_mask is not None:
-            seen = F.pad(visual_mask.to(torch.bool), (0, positions - visual_mask.shape[1]), value=True)
-            scores = scores.masked_fill(seen.logical_not()[:, None, None], torch.finfo(scores.dtype).min)
-        attention = F.dropout(scores.softmax(-1), self.dropout, self.training)
-        context = (attention.reshape(batch, -1, positions) @ visual).view(batch, self.heads, length, -1)
-        values = context @ self.values_v_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
+    def _with_dropout(
+        self,
+        visual: Tensor,
+        more: Tensor | None,
+        folded: Tensor,
+        offset: Tensor,
+        values: Tensor,
+        length: int,
+        hidden: Tensor | None,
+        unseen: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """The same with both attention maps in memory, thinned; arguments as for `folded_attention`."""
+        batch, heads, keys, _ = folded.shape
+        everything = visual if more is None else torch.cat([visual, more], 1)
+        scores = torch.baddbmm(offset.reshape(batch, -1, 1), folded.flatten(1, 2), everything.transpose(1, 2))
+        scores = clamp_scores(scores).view(batch, heads, keys, -1)
+        seen = scores[..., : visual.shape[1]]
+        if hidden is not None:
+            seen = seen.masked_fill(hidden[:, None, :, None], torch.finfo(scores.dtype).min)
+        to_image = F.dropout(seen.softmax(2), self.dropout, self.training).flatten(1, 2)
+        delta_v = to_image.transpose(1, 2) @ values.flatten(1, 2) + self.out_v_proj.bias
+        asking = scores[:, :, :length]
+        if unseen is not None:
+            nobody = F.pad(unseen, (0, everything.shape[1] - unseen.shape[1]))
+            asking = asking.masked_fill(nobody[:, None, None], torch.finfo(scores.dtype).min)
+        to_text = F.dropout(asking.softmax(-1), self.dropout, self.training)
+        context = (to_text.flatten(1, 2) @ everything).view(batch, heads, length, -1)
         # Each row of the attention sums to 1 unless dropout has thinned it.
-        mass = attention.sum(-1, keepdim=True) if self.training and self.dropout else 1.0
+        return delta_v, self._text_update(context, to_text.sum(-1, keepdim=True))
+
+    def _text_update(self, context: Tensor, mass: Tensor | float) -> Tensor:
+        """What text attends to (B, heads, T, d_v), and the sum of its attention -> (B, T, d_l)."""
+        values = context @ self.values_v_proj.weight.view(self.heads, self.head_dim, -1).transpose(1, 2)
         values = values + mass * self.values_v_proj.bias.view(self.heads, 1, self.head_dim)
-        return self.out_l_proj(values.transpose(1, 2).reshape(batch, length, -1))
+        return self.out_l_proj(values.transpose(1, 2).flatten(2))
 
     def _heads(self, x: Tensor) -> Tensor:
         """(B, L, inner) -> (B, heads, L, head dim)."""
