@@ -1,6 +1,7 @@
 # make demo    train five methods on an embedded model and task, write runs/demo/report.html
 # make test    run the tests
-# make check   lint and check the formatting
+# make check   lint, formatting, documentation without a broken link
+# make docs    build the documentation into site/
 #
 # The first two create .venv once and install pinned dependencies; PYTHON=python3.12 chooses another interpreter.
 
@@ -9,7 +10,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: demo test check clean
+.PHONY: demo test check docs clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -21,6 +22,10 @@ test: $(VENV)/installed-tests
 check: $(VENV)/installed-checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mkdocs build --quiet --strict --site-dir site
+
+docs: $(VENV)/installed-checks
+	$(BIN)/mkdocs build --strict --site-dir site
 
 # Stamps: a later run installs nothing unless the declared dependencies changed.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -38,8 +43,8 @@ $(VENV)/installed-tests: $(VENV)/installed
 	@touch $@
 
 $(VENV)/installed-checks: $(VENV)/installed
-	$(PIP) "ruff==0.17.6"
+	$(PIP) -c constraints.txt -e ".[check]"
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs/demo
+	rm -rf $(VENV) runs/demo site
