@@ -21,7 +21,11 @@ def test_there_are_examples():
 def test_example_runs(path, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
     ran = subprocess.run(
-        [sys.executable, str(path), str(tmp_path / "out")], capture_output=True, text=True, cwd=tmp_path, env=environment
+        [sys.executable, str(path), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
     )
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "out" / "prompt.json").exists()
