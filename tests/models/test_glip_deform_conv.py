@@ -156,3 +156,17 @@ def test_torchvision_operator_gives_the_same():
     ours = deform_conv2d(**tensors, stride=2, padding=1, backend="torch")
     theirs = deform_conv2d(**tensors, stride=2, padding=1, backend="torchvision")
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("stride, size", [(1, (5, 7)), (2, (8, 6)), (1, (1, 1))])
+def test_small_maps_of_a_batch_are_sampled_together(monkeypatch, stride, size):
+    results = []
+    for limit in (0, 1 << 30):
+        monkeypatch.setattr(deform_conv, "JOINED_BYTES", limit)
+        tensors = case(stride=stride, size=size)
+        assert len(tensors["x"]) > 1
+        out = deform_conv2d(**tensors, stride=stride, padding=1, backend="torch")
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        results.append([out.detach(), *(t.grad for t in tensors.values())])
+    for apart, together in zip(*results):
+        torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)

@@ -25,6 +25,10 @@ from torch import Tensor, nn
 CHUNK_BYTES = 4 << 20
 """Bytes of samples held at a time; backwards four times as many, because chunks should hold all readers of a cell."""
 
+JOINED_BYTES = 1 << 20
+"""Up to so many bytes of samples per picture, all pictures of a batch are sampled at once: on small maps the calls cost
+more than what they compute."""
+
 SUM = 0  # mode of `embedding_bag`
 
 
@@ -59,13 +63,22 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Geometry:
-    """Sizes of the map that is read and of the output, and how one moves over the other."""
+    """Sizes of the map that is read and of the output, and how one moves over the other.
+
+    Attributes:
+        images: maps that lie under each other in the table, in offsets, masks and output; sizes are those of one.
+    """
 
     size: tuple[int, int]
     out_size: tuple[int, int]
     kernel: tuple[int, int]
     stride: int
     padding: int
+    images: int = 1
+
+    @property
+    def positions(self) -> int:
+        return self.images * self.out_size[0] * self.out_size[1]
 
     @property
     def taps(self) -> int:
@@ -80,7 +93,7 @@ class _Geometry:
             base, tap = base.repeat_interleave(self.out_size[1]), tap.repeat_interleave(self.kernel[1])
         else:
             base, tap = base.repeat(self.out_size[0]), tap.repeat(self.kernel[0])
-        place, limit = offset + base + tap[:, None], self.size[dim]
+        place, limit = offset + base.repeat(self.images) + tap[:, None], self.size[dim]
         low = place.floor()
         share = place - low
         # Far-away samples have no cell: this keeps huge or infinite offsets out of the integer conversion.
@@ -98,6 +111,9 @@ class _Geometry:
         index = torch.empty(*mask.t().shape, 4, dtype=torch.int32, device=offset.device)
         share = torch.empty(*mask.t().shape, 4, dtype=offset.dtype, device=offset.device)
         down = [(top + i).clamp_(0, height - 1).mul_(width) for i in (0, 1)]
+        if self.images > 1:
+            above = torch.arange(0, self.images * height * width, height * width, dtype=torch.int32, device=mask.device)
+            down = [row.add_(above.repeat_interleave(self.positions // self.images)) for row in down]
         right = [(left + i).clamp_(0, width - 1) for i in (0, 1)]
         masked = [row * mask for row in (row0, row1)]
         for i in (0, 1):
@@ -120,7 +136,8 @@ class _Geometry:
         left = torch.addcmul(upper_left * samples.rows[0], lower_left, samples.rows[1])
         right = torch.addcmul(upper_right * samples.rows[0], lower_right, samples.rows[1])
         torch.mul(mask, right.mul_(samples.edge_cols[1]).sub_(left.mul_(samples.edge_cols[0])), out=grad_offset[:, 1])
-        return grad_offset.view(-1, *self.out_size), grad_mask.view(-1, *self.out_size)
+        shape = (-1, self.images * self.out_size[0], self.out_size[1])
+        return grad_offset.view(shape), grad_mask.view(shape)
 
 
 class _DeformConv(torch.autograd.Function):
@@ -133,7 +150,7 @@ class _DeformConv(torch.autograd.Function):
         """table (B, H W, C), offset (B, 2 K, Ho, Wo), mask (B, K, Ho, Wo), kernel (K C, O) -> (B, Ho Wo, O)."""
         ctx.save_for_backward(table, offset, mask, kernel)
         ctx.where = where
-        out = table.new_empty(len(table), where.out_size[0] * where.out_size[1], kernel.shape[1])
+        out = table.new_empty(len(table), where.positions, kernel.shape[1])
         for b in range(len(table)):
             samples = where.samples(offset[b], mask[b])
             for part, rows in _chunks(out.shape[1], where.taps, table, CHUNK_BYTES):
@@ -263,7 +280,12 @@ def deform_conv2d(
             raise ImportError("torchvision cannot be imported here; use backend='torch'")
     table = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
     kernel = weight.permute(2, 3, 1, 0).reshape(taps * channels, -1)
-    where = _Geometry((height, width), out_size, (kernel_height, kernel_width), stride, padding)
+    images = 1
+    if batch > 1 and out_size[0] * out_size[1] * len(kernel) * x.element_size() <= JOINED_BYTES:
+        images = batch
+        table = table.reshape(1, -1, channels)
+        offset, mask = (t.transpose(0, 1).reshape(1, t.shape[1], -1, out_size[1]) for t in (offset, mask))
+    where = _Geometry((height, width), out_size, (kernel_height, kernel_width), stride, padding, images)
     out = _DeformConv.apply(table, offset, mask, kernel, bias, where)
     return out.view(batch, *out_size, -1).permute(0, 3, 1, 2)
 
