@@ -50,6 +50,7 @@ from duotune.models.glip.deform_conv import ModulatedDeformConv
 LONGEST_CAPTION = 128
 SCENES_WATCHED, CLASSES_WATCHED = 120, 40
 REUSE, KEPT = 3, 1500
+GRIDS = 0.4  # share of grids among the scenes of the last stage
 LAST_LAYERS = 5.0  # factor of the learning rate of the layers that say boxes and centerness
 
 
@@ -109,7 +110,10 @@ class Batches:
     def _drawn(self, mild: float):
         """A scene, fresh or shown before: (pixels, boxes, concepts)."""
         if len(self.kept) < self.size * 4 or self.rng.random() < 1 / REUSE:
-            scene, concepts = self.scenes.scene(self.rng, mild=mild)
+            if self.rng.random() < GRIDS:
+                scene, concepts = self.scenes.grid(self.rng, (3, 3, 4))
+            else:
+                scene, concepts = self.scenes.scene(self.rng, mild=mild)
             place = len(self.kept) if len(self.kept) < KEPT else int(self.rng.integers(KEPT))
             self.kept[place : place + 1] = [(scene.pixels, scene.boxes, concepts)]
             return self.kept[place]

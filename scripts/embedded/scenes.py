@@ -182,7 +182,12 @@ def compose_grid(
         y, x = (min(max(v, 0), size - width) for v in (y, x))
         here = (slice(y, y + width), slice(x, x + width))
         canvas[here] = canvas[here] * (1 - patch[..., 3:]) + patch[..., :3]
-        boxes.append([x, y, x + width, y + width])
+        solid = patch[..., 3] >= SOLID / 255
+        ys, xs = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
+        if len(xs):
+            boxes.append([x + xs[0], y + ys[0], x + xs[-1] + 1, y + ys[-1] + 1])
+        else:
+            boxes.append([x, y, x + width, y + width])
     canvas = canvas * rng.uniform(0.85, 1.1) + rng.uniform(-0.03, 0.03)
     return Scene((255 * canvas.clip(0, 1)).round().astype(np.uint8), np.array(boxes, np.float32), drawings)
 
@@ -228,9 +233,9 @@ class Distribution:
         scene = compose(self.images, self.records, chosen, rng, size, mild, degrade=0.12 * (1 - mild))
         return scene, [self.number[self.records[i]["concept"]] for i in scene.drawings]
 
-    def grid(self, rng: np.random.Generator) -> tuple[Scene, list[int]]:
+    def grid(self, rng: np.random.Generator, sides=(3, 4, 4, 5)) -> tuple[Scene, list[int]]:
         """A grid of drawings and the numbers of their concepts."""
-        side = int(rng.choice([3, 4, 5], p=[0.3, 0.4, 0.3]))
+        side = int(rng.choice(sides))
         concepts = rng.choice(len(self.concepts), side * side).tolist()
         chosen = [self.drawing(self.concepts[k], rng) for k in concepts]
         return compose_grid(self.images, self.records, chosen, side, rng), concepts
