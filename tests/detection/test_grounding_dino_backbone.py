@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_grounding_dino import KINDS, make_model, make_tokenizer, write_folder
+from tiny_grounding_dino import KINDS, equal_to_transformers, make_model, make_tokenizer, write_folder
 
 from duotune import attach, load_backbone
 from duotune.backbones import BACKBONES, adapter_of
@@ -70,6 +70,7 @@ def parts(backbone, pixels, captions, sizes=None):
 # ------------------------------------------------------------------ equal to transformers
 
 
+@equal_to_transformers
 @pytest.mark.parametrize("padding", [{"padding": True}, {"padding": "max_length", "max_length": 32}], ids=str)
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,6 +94,7 @@ def test_padded_pictures_and_captions_of_different_lengths(default_dtype, tokeni
     assert expected.pred_boxes.std(1).min() > 0.05, "the boxes differ, so that their order is seen"
 
 
+@equal_to_transformers
 @torch.no_grad()
 def test_pictures_without_padding_need_no_sizes(backbone):
     pixels, caption = batch()[0], backbone.caption(NAMES)
@@ -104,6 +106,7 @@ def test_pictures_without_padding_need_no_sizes(backbone):
     assert torch.equal(run.logits, out.logits) or (run.logits - out.logits).abs().max() <= 1e-5 * out.logits.abs().max()
 
 
+@equal_to_transformers
 @pytest.mark.parametrize(
     "kind, settings",
     [
@@ -123,6 +126,7 @@ def test_other_forms_of_the_model(tokenizer, kind, settings):
     assert (out.logits - expected.logits[:, :, : caption.length]).abs().max() <= 1e-5 * out.logits.abs().max()
 
 
+@equal_to_transformers
 def test_another_image_tower(tokenizer):
     """A ResNet has no windows: vpt is refused, the rest works; its batch norms are frozen by transformers."""
     from transformers import ResNetConfig
@@ -149,6 +153,7 @@ def test_another_image_tower(tokenizer):
 TEXTS = ["cat. hair drier. dog.", "cat", "a cat in a red hat", "a cat? dog. red", ".", "cat.. dog?", "red square."]
 
 
+@equal_to_transformers
 @pytest.mark.parametrize("text", TEXTS)
 def test_sentences_are_those_of_transformers(tokenizer, text):
     from transformers.models.grounding_dino import modeling_grounding_dino as theirs

@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "detection"))
 from grounding_dino_transcription import PlainAttention, best_matching, output_losses  # noqa: E402
-from tiny_grounding_dino import KINDS, make_model, make_tokenizer  # noqa: E402
+from tiny_grounding_dino import KINDS, equal_to_transformers, make_model, make_tokenizer  # noqa: E402
 
 from duotune import attach  # noqa: E402
 from duotune.backbones.grounding_dino import GroundingDinoBackbone  # noqa: E402
@@ -157,6 +157,7 @@ def test_pixels_become_parts_of_the_picture():
     assert Target.of(boxes, torch.ones(1, 9), torch.tensor([80, 100]), 2).tokens.tolist() == [[1, 1]]
 
 
+@equal_to_transformers
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_loss_of_transformers_where_it_has_no_fault(tokenizer, kind):
     """One picture, the last layer: its matching, focal, L1 and GIoU losses are ours."""
@@ -215,6 +216,7 @@ def largest_difference(first, second) -> float:
     return max(((a - b).abs().max() / b.abs().max()).item() for a, b in zip(first, second))
 
 
+@equal_to_transformers
 @pytest.mark.parametrize("layers", [None, [1]], ids=["all_layers", "one_layer"])
 @pytest.mark.parametrize("visible", ["both", "text_queries"])
 @pytest.mark.parametrize("kind", KINDS)
