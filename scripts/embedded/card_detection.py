@@ -13,8 +13,10 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from gate_detection import BATCH, EPOCHS, METHODS, RATES, SCENES, rows_of, table
+from gate_detection import METHODS, RECIPES, SCENES, rows_of, table
 from packages import PACKAGES
+
+from duotune.recipes import load_recipe
 
 
 def describe_model(folder: Path) -> dict:
@@ -54,10 +56,12 @@ def findings(rows: list[dict]) -> list[str]:
 
 
 def settings_text() -> str:
-    rates = "; ".join(f"`{m}` {', '.join(f'{k} {v:g}' for k, v in s.items())}" for m, s in RATES.items())
+    recipes = {m: load_recipe(RECIPES[m]) for m in METHODS if m != "zero_shot"}
+    rates = "; ".join(f"`{m}` {', '.join(f'{k} {v:g}' for k, v in r.settings.items())}" for m, r in recipes.items())
+    recipe = recipes["sdpt"]
     return (
-        f"All training pictures, {EPOCHS} epochs in steps of {BATCH} pictures, AdamW, one rate per method for all "
-        f"tasks, chosen among three by the mean AP on validation pictures (`gate_detection.py select`): {rates}."
+        f"All training pictures, {recipe.epochs} epochs in steps of {recipe.batch_size} pictures, AdamW, one rate per "
+        f"method for all tasks (`gate_detection.py select`, on validation pictures): {rates}."
     )
 
 

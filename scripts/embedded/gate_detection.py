@@ -5,7 +5,7 @@
     python gate_detection.py table --out ../../docs/data/embedded_detection.jsonl
 
 `select` tries the rates in GRID with one seed and prints the mean validation AP over tasks; the winners are written by
-hand into RATES (and the recipes), one rate per method for all tasks. `run` trains on all training pictures and reports
+hand into the recipes, one rate per method for all tasks. `run` trains on all training pictures and reports
 AP on the test pictures, and, as `scenes`, what the adapted model still finds on tiny-scenes, the distribution of
 pre-training, when it is given that task's class names. (Detached, every model is the one of `zero_shot` again:
 the backbone's weights do not change.) Rows already in the file are not run again.
@@ -15,18 +15,19 @@ from __future__ import annotations
 
 import argparse
 import collections
+import dataclasses
 import json
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
 import duotune
-from duotune.data.detection import DetectionData, list_detection_datasets, load_detection
+from duotune.data.detection import list_detection_datasets, load_detection
 from duotune.detection_evaluation import evaluate_detector
-from duotune.training import DetectionTrainingArguments, PromptTrainer
+from duotune.recipes import load_recipe
+from duotune.recipes.running import run_recipe
 
 METHODS = ("zero_shot", "linear_probe", "text_prompt", "vpt", "sdpt", "full")
 SCENES = "tiny-scenes"  # the distribution of pre-training; for testing alone
@@ -37,60 +38,45 @@ GRID = {
     "sdpt": [dict(lr=r) for r in (3e-3, 1e-2, 3e-2)],
     "full": [dict(lr=r, text_lr=r / 10) for r in (1e-4, 3e-4, 1e-3)],
 }
-RATES = {method: settings[1] for method, settings in GRID.items()}
-EPOCHS, BATCH, VIEWS = 15, 6, 2
+RECIPES = {
+    "zero_shot": "tiny_detection_zero_shot",
+    "linear_probe": "tiny_detection_linear_probe",
+    "vpt": "tiny_detection_vpt",
+    "text_prompt": "tiny_text_prompt",
+    "sdpt": "tiny_sdpt",
+    "full": "tiny_full",
+}
 
 
 def tasks() -> list[str]:
     return [name for name in list_detection_datasets() if name.startswith(SCENES + "-")]
 
 
-def train(backbone, data: DetectionData, method: str, seed: int, settings: dict, epochs: int) -> tuple:
-    """(trained model, bytes of its artifact, seconds)."""
-    started = time.perf_counter()
-    model = duotune.attach(backbone, method, data.class_names, config=settings, seed=seed)
-    with tempfile.TemporaryDirectory() as folder:
-        if model.method.param_groups():
-            arguments = DetectionTrainingArguments(
-                output_dir=folder,
-                num_train_epochs=epochs,
-                per_device_train_batch_size=BATCH,
-                views=VIEWS,
-                short_sides=[backbone.short_side],
-                save_strategy="no",
-                dataloader_num_workers=0,
-                disable_tqdm=True,
-                logging_strategy="no",
-                seed=seed,
-            )
-            PromptTrainer(model, arguments, data=data).train()
-        model.eval().save(Path(folder) / "artifact")
-        size = sum(p.stat().st_size for p in (Path(folder) / "artifact").glob("*"))
-    return model, size, time.perf_counter() - started
-
-
-def measure(backbone, task: str, method: str, seed: int, settings: dict, on: str, epochs: int) -> dict:
+def measure(backbone, task: str, method: str, seed: int, settings: dict, on: str) -> dict:
     """One row: AP on the `on` split ("val" or "test")."""
+    recipe = load_recipe(RECIPES[method]).replace(data=task, seed=seed, settings=settings)
     data, scenes = load_detection(task), load_detection(SCENES)
-    model, size, seconds = train(backbone, data, method, seed, settings, epochs)
-    ap = lambda model, data, split: evaluate_detector(model, data, split, batch_size=25, workers=0, progress=False)
-    found = ap(model, data, on)
+    if on == "val":
+        data = dataclasses.replace(data, test=data.val, val=())
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = run_recipe(recipe, folder, backbone=backbone, data=data, progress=False)
+    run = outcome.summary()
     row = dict(
         task=task,
         method=method,
         seed=seed,
         settings=settings,
-        epochs=epochs,
         on=on,
-        ap=round(found.ap, 2),
-        ap50=round(found.ap50, 2),
-        parameters=model.num_trainable_parameters(),
-        bytes=size,
-        seconds=round(seconds, 1),
+        ap=round(run.ap, 2),
+        ap50=round(run.ap50, 2),
+        parameters=run.trainable_parameters,
+        bytes=run.artifact_bytes,
+        seconds=round(run.seconds, 1),
     )
-    if on == "test" and not getattr(model.method, "one_caption", False):
-        model.set_classes(scenes.class_names)
-        row["scenes"] = round(ap(model, scenes, "test").ap, 2)
+    if on == "test" and task != SCENES and not outcome.model.method.one_caption:
+        outcome.model.set_classes(scenes.class_names)
+        found = evaluate_detector(outcome.model, scenes, "test", batch_size=25, workers=0, progress=False)
+        row["scenes"] = round(found.ap, 2)
     return row
 
 
@@ -136,14 +122,16 @@ def main(args) -> None:
     done = {(r["task"], r["method"], r["seed"], json.dumps(r["settings"])) for r in rows_of(args.out)}
     select = args.what == "select"
     for seed in range(1, 2 if select else args.seeds + 1):
-        for task in args.tasks.split(",") if args.tasks else tasks():
+        for task in args.tasks.split(",") if args.tasks else [SCENES, *tasks()]:
             for method in args.methods.split(","):
                 if (select and method not in GRID) or (method == "zero_shot" and seed > 1):
                     continue
-                for settings in GRID[method] if select else [RATES.get(method, {})]:
+                if task == SCENES and (select or method != "zero_shot"):
+                    continue  # it has no training pictures
+                for settings in GRID[method] if select else [{}]:
                     if (task, method, seed, json.dumps(settings)) in done:
                         continue
-                    row = measure(backbone, task, method, seed, settings, "val" if select else "test", args.epochs)
+                    row = measure(backbone, task, method, seed, settings, "val" if select else "test")
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(row, flush=True)
@@ -163,6 +151,5 @@ if __name__ == "__main__":
     parser.add_argument("--tasks")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
     parser.add_argument("--threads", type=int, default=1)
     main(parser.parse_args())
