@@ -13,8 +13,8 @@ import duotune
 
 INIT = Path(duotune.__file__)
 NAMES = [name for name in duotune.__all__ if name != "__version__"]
-MODULES = ["artifacts", "backbones", "conversion", "data", "evaluation", "inspection", "methods", "metrics"]
-MODULES += ["model", "predictor", "recipes", "recipes.running", "report", "training"]
+MODULES = ["artifacts", "backbones", "conversion", "data", "data.detection", "detection_evaluation", "evaluation"]
+MODULES += ["inspection", "methods", "metrics", "model", "predictor", "recipes", "recipes.running", "report", "training"]
 
 
 def test_all_equals_reality():

@@ -11,6 +11,7 @@ import argparse
 import ast
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,10 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent / "detection"))
+from coco_folder import write_folder  # noqa: E402
+from tiny_glip import save_tiny_glip  # noqa: E402
 
 from duotune.cli import build_parser, main
 
@@ -52,7 +57,7 @@ RUNNABLE = [page for page in PAGES if any(b.kind in ("python", "console") and no
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with my_pictures/, more_photos/ and photo.jpg."""
+    """A folder with my_pictures/, my_boxes/ (COCO), models/glip-t/ (a small GLIP), more_photos/ and photo.jpg."""
     random = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         folder = tmp_path / "my_pictures" / name
@@ -65,6 +70,8 @@ def place(tmp_path, monkeypatch):
             image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             image.save(folder / f"{i}.png")
     (tmp_path / "more_photos").mkdir()
+    write_folder(tmp_path / "my_boxes", splits={"train": 4, "val": 2, "test": 2}, sizes=((64, 64),))
+    save_tiny_glip(tmp_path / "models" / "glip-t")
     image.save(tmp_path / "photo.jpg")
     image.save(tmp_path / "more_photos" / "1.png")
     monkeypatch.chdir(tmp_path)
@@ -92,7 +99,7 @@ def test_blocks_run(page, place, capsys):
             continue
         if block.kind == "python":
             code = re.sub(r"num_train_epochs=\d+", "num_train_epochs=2", block.code)
-            assert "PromptTrainingArguments(" not in code or code != block.code, f"{where}: trains for how long?"
+            assert "TrainingArguments(" not in code or code != block.code, f"{where}: trains for how long?"
             exec(compile(code, where, "exec"), namespace)
         elif block.kind == "yaml":
             Path("my_recipe.yaml").write_text(block.code)

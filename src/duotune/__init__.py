@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _LAZY = {
     # models
     "attach": "duotune.model",
+    "PromptedDetector": "duotune.model",
     "PromptedModel": "duotune.model",
     "load_backbone": "duotune.backbones",
     "list_backbones": "duotune.backbones",
@@ -27,19 +28,27 @@ _LAZY = {
     "nearest_words": "duotune.inspection",
     "convert_openai_clip": "duotune.conversion",
     "import_dassl": "duotune.conversion",
+    "import_sdpt": "duotune.conversion",
     # data
     "load_dataset": "duotune.data",
     "list_datasets": "duotune.data",
     "ClassificationData": "duotune.data",
+    "load_detection": "duotune.data.detection",
+    "list_detection_datasets": "duotune.data.detection",
+    "DetectionData": "duotune.data.detection",
     # training and testing
     "PromptTrainer": "duotune.training",
     "PromptTrainingArguments": "duotune.training",
+    "DetectionTrainingArguments": "duotune.training",
     "FeatureCache": "duotune.training",
     "evaluate": "duotune.evaluation",
     "base_to_new": "duotune.evaluation",
     "ClassificationResult": "duotune.evaluation",
+    "evaluate_detector": "duotune.detection_evaluation",
+    "DetectionResult": "duotune.detection_evaluation",
     "Predictor": "duotune.predictor",
     "Prediction": "duotune.predictor",
+    "BoxesFound": "duotune.predictor",
     # experiments
     "Recipe": "duotune.recipes",
     "load_recipe": "duotune.recipes",
@@ -50,14 +59,19 @@ _LAZY = {
 }
 
 __all__ = [
+    "BoxesFound",
     "ClassificationData",
     "ClassificationResult",
+    "DetectionData",
+    "DetectionResult",
+    "DetectionTrainingArguments",
     "DuotuneError",
     "FeatureCache",
     "Prediction",
     "Predictor",
     "PromptTrainer",
     "PromptTrainingArguments",
+    "PromptedDetector",
     "PromptedModel",
     "Recipe",
     "__version__",
@@ -66,14 +80,18 @@ __all__ = [
     "convert_openai_clip",
     "describe",
     "evaluate",
+    "evaluate_detector",
     "import_dassl",
+    "import_sdpt",
     "list_backbones",
     "list_datasets",
+    "list_detection_datasets",
     "list_methods",
     "list_recipes",
     "load",
     "load_backbone",
     "load_dataset",
+    "load_detection",
     "load_recipe",
     "nearest_words",
     "run_recipe",
@@ -82,17 +100,19 @@ __all__ = [
 if TYPE_CHECKING:
     from .artifacts import describe, load
     from .backbones import list_backbones, load_backbone
-    from .conversion import convert_openai_clip, import_dassl
+    from .conversion import convert_openai_clip, import_dassl, import_sdpt
     from .data import ClassificationData, list_datasets, load_dataset
+    from .data.detection import DetectionData, list_detection_datasets, load_detection
+    from .detection_evaluation import DetectionResult, evaluate_detector
     from .errors import DuotuneError
     from .evaluation import ClassificationResult, base_to_new, evaluate
     from .inspection import nearest_words
     from .methods import list_methods
-    from .model import PromptedModel, attach
-    from .predictor import Prediction, Predictor
+    from .model import PromptedDetector, PromptedModel, attach
+    from .predictor import BoxesFound, Prediction, Predictor
     from .recipes import Recipe, list_recipes, load_recipe
     from .recipes.running import run_recipe
-    from .training import FeatureCache, PromptTrainer, PromptTrainingArguments
+    from .training import DetectionTrainingArguments, FeatureCache, PromptTrainer, PromptTrainingArguments
 
 
 def __getattr__(name: str):
