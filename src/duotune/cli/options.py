@@ -130,8 +130,9 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("duotune").addHandler(logging.NullHandler())  # commands print what matters of it themselves
-    cache = logging.getLogger("duotune.training.cache")  # but what a cache cannot do costs time that nobody expects
-    if not any(isinstance(handler, _OneLine) for handler in cache.handlers):
-        cache.addHandler(_OneLine(logging.WARNING))
+    for name in ("cache", "detection_features"):  # but what a cache cannot do costs time that nobody expects
+        cache = logging.getLogger(f"duotune.training.{name}")
+        if not any(isinstance(handler, _OneLine) for handler in cache.handlers):
+            cache.addHandler(_OneLine(logging.WARNING))
     for name in ("matplotlib", "accelerate", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -156,6 +156,9 @@ class DetectionTrainer(PromptTrainer):
         self.maps: MapStore | None = None
         self._detection_data = data
         self._frequencies: tuple[str, ...] = tuple(data.frequencies) if data is not None else ()
+        self._has_classes = data is None or bool(data.class_names)
+        if not self._has_classes and args.metric_for_best in ("ap", "ap50"):
+            raise ConfigError(f"{data.name} has phrases instead of classes; choose metric_for_best='loss'")
         others.setdefault("data_collator", DetectionCollator(model.backbone.pad))
         super().__init__(model, args, data, train_dataset, eval_dataset, transform, **others)
 
@@ -244,7 +247,7 @@ class DetectionTrainer(PromptTrainer):
             if wanted in (None, "loss"):
                 with torch.no_grad(), self.compute_loss_context_manager():
                     losses.append(self.model(**batch, labels=labels, captions=captions)["loss"].item())
-            if wanted != "loss" and self.model.class_names:
+            if wanted != "loss" and self._has_classes:
                 found += find_boxes(self.model, batch, **limits)
         metrics: dict[str, float] = {}
         if losses:

@@ -80,7 +80,7 @@ class PromptTrainer(Trainer):
         DataError: too many images cannot be read.
     """
 
-    def __new__(cls, model: PromptedModel, *_: Any, **__: Any) -> PromptTrainer:
+    def __new__(cls, model: PromptedModel | None = None, *_: Any, **__: Any) -> PromptTrainer:
         if cls is PromptTrainer and isinstance(model, PromptedDetector):
             from .detection import DetectionTrainer
 
@@ -458,7 +458,7 @@ class OneBar(ProgressCallback):
         pass
 
     def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {"loss": "loss", "eval_loss": "val loss", "eval_accuracy": "val accuracy"}
+        shown = {"loss": "loss", "eval_loss": "val loss", "eval_accuracy": "val accuracy", "eval_ap": "val AP"}
         if state.is_world_process_zero and self.training_bar is not None:
             self.numbers |= {shown[k]: f"{v:.4g}" for k, v in (logs or {}).items() if k in shown}
             self.training_bar.set_postfix(self.numbers)
