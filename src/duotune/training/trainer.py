@@ -323,7 +323,7 @@ class PromptTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        state = {k: v.detach().cpu().contiguous() for k, v in self.model.method.state_dict().items()}
+        state = {k: v.detach().cpu().contiguous() for k, v in _each_once(self.model.method.state_dict()).items()}
         if broken := sorted(k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()):
             raise TrainingError(
                 f"{broken[0]} holds NaN or infinity after step {self.state.global_step}; {self._where_to_go_on()}; "
@@ -386,8 +386,9 @@ class PromptTrainer(Trainer):
         except (OSError, SafetensorError) as error:
             raise ArtifactError(f"cannot read {folder / STATE} ({error}); resume from an earlier checkpoint") from error
         method = self.model.method
-        artifacts.check_tensors(str(folder / STATE), tensors, method.state_dict(), self.model.method_name)
-        method.load_state_dict(tensors)
+        own = _each_once(method.state_dict())
+        artifacts.check_tensors(str(folder / STATE), tensors, own, self.model.method_name)
+        method.load_state_dict(tensors, strict=False)  # names of shared tensors are complete with one of them
         method.train(method.training)  # what was derived from the weights is forgotten
 
     # the artifact
@@ -468,6 +469,18 @@ def accuracy_metric(prediction: EvalPrediction) -> dict[str, float]:
     """{"accuracy": % of images whose highest logit is their class}."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     return {"accuracy": 100 * float((logits.argmax(-1) == prediction.label_ids).mean())}
+
+
+def _each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without further names of the same tensor: layers of a fully trained copy may share weights."""
+    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
+    kept = {}
+    for name, tensor in state.items():
+        place = tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
+        if tensor.numel() == 0 or place not in seen:
+            seen.add(place)
+            kept[name] = tensor
+    return kept
 
 
 def _is_complete(folder: Path) -> bool:
