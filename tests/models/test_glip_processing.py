@@ -57,6 +57,18 @@ def test_pictures_are_resized_with_pil_bilinear(processor):
     assert processor.preprocess(image, short_side=32).shape == (3, 32, 64)
 
 
+def test_pictures_may_keep_their_size(processor, tokenizer):
+    image = picture(70, 50)
+    kept = processor(image, do_resize=False)
+    assert kept["image_sizes"].tolist() == [[50, 70]] and kept["pixel_values"].shape == (1, 3, 64, 96)
+    assert torch.equal(kept["pixel_values"][0, :, :50, :70], processor.normalize(image))
+    assert processor(image)["image_sizes"].tolist() != [[50, 70]]
+    never = GlipProcessor(tokenizer, do_resize=False)
+    assert torch.equal(never(image)["pixel_values"], kept["pixel_values"])
+    assert never(image, do_resize=True)["image_sizes"].tolist() == [[800, 1120]]
+    assert never.settings()["do_resize"] is False
+
+
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK"])
 def test_any_mode_of_picture_is_taken(processor, mode):
     assert processor.preprocess(picture(64, 64).convert(mode)).shape == (3, 64, 64)

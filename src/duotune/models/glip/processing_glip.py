@@ -38,6 +38,7 @@ class GlipProcessor:
         size_divisor: padded sides are multiples of this.
         max_text_tokens: longest caption in tokens.
         score_threshold, pre_nms_top, nms_threshold, max_detections: see `GlipConfig`.
+        do_resize: False takes pictures at the size they have, for those who resize themselves.
 
     Raises:
         ConfigError: the tokenizer does not tell where characters are.
@@ -56,6 +57,7 @@ class GlipProcessor:
         pre_nms_top: int = 1000,
         nms_threshold: float = 0.6,
         max_detections: int = 100,
+        do_resize: bool = True,
     ):
         if not getattr(tokenizer, "is_fast", False):
             raise ConfigError(
@@ -65,6 +67,7 @@ class GlipProcessor:
         self.short_side, self.long_side, self.size_divisor = short_side, long_side, size_divisor
         self.pixel_mean, self.pixel_std = tuple(pixel_mean), tuple(pixel_std)
         self.max_text_tokens = max_text_tokens
+        self.do_resize = do_resize
         self.score_threshold, self.pre_nms_top = score_threshold, pre_nms_top
         self.nms_threshold, self.max_detections = nms_threshold, max_detections
 
@@ -153,13 +156,16 @@ class GlipProcessor:
 
     # ------------------------------------------------------------------ pictures
 
-    def preprocess(self, image: Image.Image, short_side: int | None = None) -> Tensor:
+    def preprocess(self, image: Image.Image, short_side: int | None = None, do_resize: bool | None = None) -> Tensor:
         """A picture as (3, h, w) float32: resized, BGR, normalised, not padded.
 
         Args:
             short_side: pixels, where training draws it anew; None for the processor's.
+            do_resize: None for the processor's.
         """
         image = image.convert("RGB")
+        if not (self.do_resize if do_resize is None else do_resize):
+            return self.normalize(image)
         width, height = image.size
         new_height, new_width = resized_size(height, width, short_side or self.short_side, self.long_side)
         if (new_height, new_width) != (height, width):
@@ -189,8 +195,13 @@ class GlipProcessor:
         text: GlipCaption | str | Sequence[GlipCaption | str] | None = None,
         padding: str = "longest",
         short_side: int | None = None,
+        do_resize: bool | None = None,
     ) -> BatchFeature:
         """Model inputs of pictures and captions; one caption serves all pictures.
+
+        Args:
+            padding: of captions, see `tokenize`.
+            short_side, do_resize: see `preprocess`.
 
         Returns:
             pixel_values (B, 3, H, W) and image_sizes (B, 2), height and width without padding; input_ids and
@@ -203,7 +214,7 @@ class GlipProcessor:
         data: dict[str, Tensor] = {}
         if images is not None:
             images = [images] if isinstance(images, Image.Image) else list(images)
-            pictures = [self.preprocess(image, short_side) for image in images]
+            pictures = [self.preprocess(image, short_side, do_resize) for image in images]
             data["pixel_values"] = self.pad(pictures)
             data["image_sizes"] = torch.tensor([p.shape[1:] for p in pictures])
         if text is not None:
