@@ -142,6 +142,25 @@ def test_half_precision_input_is_sampled_in_float32():
     torch.testing.assert_close(out, expected, rtol=0, atol=0)
 
 
+def test_bfloat16_weights_are_multiplied_in_bfloat16_with_near_gradients():
+    """Against the same rounded weights in float32: columns are rounded, positions are not."""
+    torch.manual_seed(0)
+    exact, x = ModulatedDeformConv(16, 16), torch.randn(1, 16, 6, 6)
+    exact.weight.data = exact.weight.data.bfloat16().float()
+    half = ModulatedDeformConv(16, 16)
+    half.load_state_dict(exact.state_dict())
+    tensors = [x.bfloat16().float(), torch.randn(1, 18, 6, 6), torch.rand(1, 9, 6, 6)]
+    cotangent = torch.randn(1, 16, 6, 6)
+    found = []
+    for layer in (half.bfloat16(), exact):
+        leaves = [t.clone().requires_grad_() for t in tensors] + list(layer.parameters())
+        out = layer(*leaves[:3])
+        assert out.dtype == torch.float32
+        found.append([out, *torch.autograd.grad(out, leaves, cotangent)])
+    for a, b in zip(*found):
+        assert 0 < (a.float() - b).norm() < 0.01 * b.norm()
+
+
 @pytest.mark.parametrize("name", ["offset", "mask", "weight"])
 def test_sizes_that_do_not_fit_are_refused(name):
     tensors = {n: t.detach() for n, t in case().items()}

@@ -155,10 +155,7 @@ class _DeformConv(torch.autograd.Function):
             samples = where.samples(offset[b], mask[b])
             for part, rows in _chunks(out.shape[1], where.taps, table, CHUNK_BYTES):
                 columns = _gather(table[b], samples.index[rows], samples.share[rows]).view(-1, len(kernel))
-                if bias is None:
-                    torch.mm(columns, kernel, out=out[b, part])
-                else:
-                    torch.addmm(bias, columns, kernel, out=out[b, part])
+                _product(columns, kernel, bias, out[b, part])
         return out
 
     @staticmethod
@@ -170,7 +167,7 @@ class _DeformConv(torch.autograd.Function):
         needs["places"] = needs.pop("offset") | needs.pop("mask")
         grad = grad.contiguous()
         grad_table = torch.zeros_like(table) if needs["table"] else None
-        grad_kernel = torch.zeros_like(kernel) if needs["kernel"] else None
+        grad_kernel = torch.zeros_like(kernel, dtype=table.dtype) if needs["kernel"] else None
         grad_offset, grad_mask = (torch.empty_like(t) if needs["places"] else None for t in (offset, mask))
         grad_bias = grad.sum((0, 1)) if needs["bias"] else None
         with torch.autocast(grad.device.type, enabled=False):
@@ -187,14 +184,23 @@ class _DeformConv(torch.autograd.Function):
                         continue
                     if columns is None or len(columns) != part.stop - part.start:
                         columns = grad.new_empty(part.stop - part.start, len(kernel))
-                    grad_samples = torch.mm(grad[b, part], back, out=columns).view(len(index), -1)
+                    grad_samples = _product(grad[b, part], back, None, columns).view(len(index), -1)
                     if needs["places"]:
                         dots[rows] = _dots(grad_samples, table[b], index)
                     if needs["table"]:
                         _scatter(grad_table[b], grad_samples, index, share)
                 if needs["places"]:
                     grad_offset[b], grad_mask[b] = where.gradients(dots, mask[b], samples)
+        grad_kernel = grad_kernel.to(kernel.dtype) if needs["kernel"] else None
         return grad_table, grad_offset, grad_mask, grad_kernel, grad_bias, None
+
+
+def _product(rows: Tensor, kernel: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    """out = rows @ kernel + bias, multiplied in the precision of the kernel."""
+    if rows.dtype != kernel.dtype:
+        rows, bias = rows.to(kernel.dtype), None if bias is None else bias.to(kernel.dtype)
+        return out.copy_(rows @ kernel if bias is None else torch.addmm(bias, rows, kernel))
+    return torch.mm(rows, kernel, out=out) if bias is None else torch.addmm(bias, rows, kernel, out=out)
 
 
 def _chunks(positions: int, taps: int, table: Tensor, size: int) -> Iterator[tuple[slice, slice]]:
@@ -249,7 +255,8 @@ def deform_conv2d(
     Args:
         x: (B, C, H, W); channels-last memory is read without a copy.
         offset: (B, 2 K, Ho, Wo), per tap (row-major) dy, dx in cells. mask: (B, K, Ho, Wo).
-        weight: (O, C, kh, kw), K = kh kw. bias: (O,) or None.
+        weight: (O, C, kh, kw), K = kh kw; where it is of less precision than x, columns are rounded to it before they
+            are multiplied. bias: (O,) or None.
         backend: "torch" for the path of this module, "torchvision" for its operator, "auto" for torchvision's on CUDA
             if it can be imported.
 
@@ -275,7 +282,7 @@ def deform_conv2d(
     if backend == "torchvision" or (backend == "auto" and x.is_cuda):
         operator = torchvision_operator()
         if operator is not None:
-            return operator(x, offset, weight, bias, stride=stride, padding=padding, mask=mask)
+            return operator(x, offset, weight.to(x.dtype), bias, stride=stride, padding=padding, mask=mask)
         if backend == "torchvision":
             raise ImportError("torchvision cannot be imported here; use backend='torch'")
     table = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
@@ -291,7 +298,11 @@ def deform_conv2d(
 
 
 class ModulatedDeformConv(nn.Module):
-    """3x3 modulated deformable convolution that is handed its offsets and mask; always in float32 or wider."""
+    """3x3 modulated deformable convolution that is handed its offsets and mask.
+
+    Samples are taken in float32 or wider. The product is taken in float32, too, as the official code does also under
+    autocast; weights stored in bfloat16 are multiplied in bfloat16.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1):
         super().__init__()
@@ -304,12 +315,13 @@ class ModulatedDeformConv(nn.Module):
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
         # Sampling positions need more digits than half precision has.
         dtype = torch.promote_types(x.dtype, torch.float32)
+        weight = self.weight if self.weight.dtype == torch.bfloat16 else self.weight.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
             return deform_conv2d(
                 x.to(dtype),
                 offset.to(dtype),
                 mask.to(dtype),
-                self.weight.to(dtype),
+                weight,
                 self.bias.to(dtype),
                 self.stride,
                 padding=1,

@@ -28,8 +28,10 @@ class DynamicRelu(nn.Module):
             tagged(nn.Linear(channels // reduction, 4 * channels), "torch"),
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        coefficients = F.hardsigmoid(self.fc(x.mean((2, 3))))[..., None, None] - 0.5
+    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
+        """(B, C, h, w) -> the same. pooled: (B, C), its mean over positions, if that is known."""
+        pooled = x.mean((2, 3)) if pooled is None else pooled
+        coefficients = F.hardsigmoid(self.fc(pooled))[..., None, None] - 0.5
         a1, b1, a2, b2 = coefficients.chunk(4, 1)
         # max(u, v) as v + relu(u - v): fewer passes over the maps, above all backwards.
         return torch.addcmul(b2, x, 2 * a2) + torch.addcmul(b1 - b2, x, 2 * (a1 - a2) + 1).relu()
@@ -87,8 +89,10 @@ class DynamicConv(nn.Module):
             height, width = coarser.shape[-2:]
             out = self.DyConv[COARSER](coarser, reread(offset, height, width), reread(mask, height, width))
             branches.append(F.interpolate(out, size=x.shape[-2:], mode="bilinear", align_corners=True))
-        mean = None
+        mean = pooled = None
         for branch in branches:
-            gate = F.hardsigmoid(self.AttnConv(branch)) / len(branches)
+            average = branch.mean((2, 3), keepdim=True)
+            gate = F.hardsigmoid(self.AttnConv[1:](average)) / len(branches)
             mean = branch * gate if mean is None else torch.addcmul(mean, branch, gate)
-        return self.relu(mean)
+            pooled = average * gate if pooled is None else torch.addcmul(pooled, average, gate)
+        return self.relu(mean, pooled.flatten(1))  # gates are alike everywhere, so pooling may go first

@@ -273,7 +273,9 @@ class FusionBlock(nn.Module):
         prompts: Callable[[Tensor, Tensor], FusionTokens | None] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
         maps, text = self.fusion(maps, text, text_mask, prompts)
-        return self.image(maps), self.text(text, text_mask)
+        # Text first: checkpointing then ends before the convolutions where these need no gradient.
+        text = self.text(text, text_mask)
+        return self.image(maps), text
 
 
 class FusionTower(nn.Module):
