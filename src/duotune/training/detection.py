@@ -261,6 +261,10 @@ class DetectionTrainer(PromptTrainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
+    def predict(self, *_: Any, **__: Any) -> Any:
+        """Raises ConfigError: boxes are found by `evaluate_detector`, `Predictor.detect` or `PromptedDetector.detect`."""
+        raise ConfigError("a detector finds boxes: use evaluate_detector, Predictor(model).detect or model.detect")
+
     def save_artifact(self, folder: str | Path, dtype: str = "float32") -> Path:
         """Write the artifact; boxes are numbers, which any rounding of weights moves, so none are rounded.
 

@@ -1,7 +1,8 @@
 """Feature maps of a frozen detector, computed once per picture and view, and the dataset that trains from them.
 
-A feature map is large (GLIP at 800 x 1088: 18.6 MB in float32), so the store is bounded: what does not fit is computed
-anew in every epoch, and gives the same numbers, because either way a picture goes through the image tower alone.
+Feature maps are large (GLIP at 800 x 1088: 18,134 positions of 256 channels), so the store is bounded: what does not fit
+is computed anew in every epoch, and gives the same numbers, because either way a picture goes through the image tower
+alone.
 
     in memory   for one run
     on disk     folder/maps/<namespace>/<key>.safetensors, shared by runs; the least recently used go first
@@ -55,6 +56,7 @@ class MapStore:
         self.refused, self.corrupt = 0, 0
         self._held: dict[str, Maps] = {}
         self._bytes = 0
+        self._disk_bytes: int | None = None  # bytes, as far as this run knows
         self._ours: set[str] = set()  # keys of this run: they make no room for each other
         self._full = False
 
@@ -135,24 +137,32 @@ class MapStore:
         finally:
             beside.unlink(missing_ok=True)
         self._ours.add(key)
+        self._disk_bytes += len(content)
         return True
 
     def _make_room(self, size: int) -> bool:
-        files = []
+        """Whether a file of this size fits, once the least recently used of other runs have gone where it needs be."""
+        if self._disk_bytes is None or self._disk_bytes + size > self.max_bytes:
+            files = self._files()  # other runs write and delete there too
+            self._disk_bytes = sum(length for _, length, _ in files)
+            for _, length, path in sorted(files):
+                if self._disk_bytes + size <= self.max_bytes:
+                    break
+                if f"{path.parent.name}/{path.stem}" not in self._ours:
+                    path.unlink(missing_ok=True)
+                    self._disk_bytes -= length
+        return self._disk_bytes + size <= self.max_bytes
+
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """(when last used, bytes, path) of every file."""
+        found = []
         for path in self.folder.glob("*/*.safetensors"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # another run made room
                 continue
-            files.append((status.st_mtime, status.st_size, path))
-        total = sum(length for _, length, _ in files)
-        for _, length, path in sorted(files):
-            if total + size <= self.max_bytes:
-                break
-            if f"{path.parent.name}/{path.stem}" not in self._ours:
-                path.unlink(missing_ok=True)
-                total -= length
-        return total + size <= self.max_bytes
+            found.append((status.st_mtime, status.st_size, path))
+        return found
 
 
 def _checksum(maps: Maps) -> int:
