@@ -29,6 +29,10 @@ def describe_model(folder: Path) -> dict:
         size=size,
         start=next(r for r in log if "parameters" in r),
         names=next((r["names_cosine"] for r in log if "names_cosine" in r), None),
+        samples=sum(
+            max(r["samples"] for r in log if r["run"] == k and "samples" in r) for k in {r["run"] for r in log}
+        ),
+        looked=max((r["drawings"] for r in log if "drawings" in r), default=0),
         last=[r for r in log if "samples" in r][-1],
         watched=[r for r in log if "ap" in r],
     )
@@ -104,7 +108,8 @@ def card(model: dict, rows: list[dict]) -> str:
             f"| text tower | BERT, width {text['hidden_size']}, {text['num_hidden_layers']} layers; own WordPiece of "
             f"{text['vocab_size']} entries, {c['max_text_tokens']} tokens |",
             f"| size | {model['start']['parameters']:,} parameters; files {model['size'] / 1e6:.1f} MB, weights in fp16 |",
-            f"| pre-training | {last['samples']:,} composed scenes, on part of two CPU cores |",
+            f"| pre-training | the image tower: {model['looked']:,} drawings in grids; the detector: {model['samples']:,} "
+            "composed scenes; on part of two CPU cores |",
             f"| 40 known concepts, drawings never seen, zero-shot | {score} |",
             "",
             "## Data",
@@ -119,7 +124,8 @@ def card(model: dict, rows: list[dict]) -> str:
             "Before it sees pictures, the text tower learns to put names, those of the 60 concepts too, where a sentence "
             "encoder puts them (all-MiniLM-L6-v2"
             + (f"; mean cosine at the end {model['names']:.2f}" if model["names"] is not None else "")
-            + ").",
+            + "). Then the image tower alone learns to tell the concepts apart on grids of drawings, then all of it learns "
+            "to detect; in the last part the image tower was kept as it was.",
             "",
             *(f"- {p.npm} {p.version}, {p.author}, {p.licence}" for p in PACKAGES),
             "",
@@ -136,8 +142,8 @@ def card(model: dict, rows: list[dict]) -> str:
             "",
             "## Weaknesses",
             "",
-            "- Pre-training was short (`pretraining.jsonl`); both losses were still falling when it ended.",
-            "- Boxes come easier to it than names: it finds drawings of things it cannot name.",
+            "- Pre-training was far too short: losses were still falling when it ended (`pretraining.jsonl`). Most of what "
+            "it finds it cannot name.",
             "- Names outside its vocabulary, attributes, counts and relations mean nothing to it.",
             "- Pictures much larger or smaller than 128 px are resized to it; objects below 16 px are lost.",
             "",
@@ -148,11 +154,7 @@ def card(model: dict, rows: list[dict]) -> str:
             "python packages.py --out work/packages            # needs npm",
             "python glyphs.py --packages work/packages --out work/glyphs",
             "python wordpiece.py --glyphs work/glyphs --out work/wordpiece",
-            "python pretrain_glip.py --glyphs work/glyphs --wordpiece work/wordpiece --out work/glip "
-            + " ".join(
-                f"--{name.replace('_', '-')} {model['start']['settings'][name]}"
-                for name in ("minutes", "name_minutes", "processes", "batch", "lr")
-            ),
+            "python pretrain_glip.py --glyphs work/glyphs --wordpiece work/wordpiece --out work/glip --minutes 60",
             "python ship_glip.py --glip work/glip --out ../../src/duotune/assets/tiny-glip",
             "python make_detection_tasks.py --glyphs work/glyphs --out ../../src/duotune/assets/detection",
             "python gate_detection.py run --out ../../docs/data/embedded_detection.jsonl",
@@ -160,6 +162,9 @@ def card(model: dict, rows: list[dict]) -> str:
             "../../src/duotune/assets/detection --results ../../docs/data/embedded_detection.jsonl --docs "
             "../../docs/embedded_detection.md",
             "```",
+            "",
+            "These weights come from two such runs, the second started from the first (`--start`), stopped and gone on "
+            "with (`--resume`), in the end with `--freeze-image`; `pretraining.jsonl` has every step that was logged.",
             "",
         ]
     )

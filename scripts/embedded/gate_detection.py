@@ -90,6 +90,8 @@ def show(values: list[float]) -> str:
 
 def table(rows: list[dict]) -> str:
     """Markdown: AP (AP50) per task and method, mean ± deviation over seeds; then AP on tiny-scenes after adapting."""
+    if not any(row["task"] != SCENES for row in rows):
+        return "(not measured)"
     cells = collections.defaultdict(lambda: collections.defaultdict(list))
     for row in rows:
         for name in ("ap", "ap50", "scenes"):

@@ -402,7 +402,8 @@ def main(rank: int, args, meeting: str) -> None:
     torch.set_num_threads(args.threads)
     together = Together(rank, args.processes, meeting)
     device = torch.device(args.device)
-    images, records = np.load(args.glyphs / "images.npy"), json.loads((args.glyphs / "glyphs.json").read_text())
+    images = np.load(args.glyphs / "images.npy", mmap_mode="r")
+    records = json.loads((args.glyphs / "glyphs.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(args.wordpiece)
     args.out.mkdir(parents=True, exist_ok=True)
     state_file = args.out / "state.pt"
@@ -431,6 +432,9 @@ def main(rank: int, args, meeting: str) -> None:
         device
     )
     model.head.cls_logits.requires_grad_(False)
+    if args.freeze_image:
+        model.model.vision.requires_grad_(False)
+        reader.requires_grad_(False)
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     # the last layers start near zero and have to say numbers of several units
     kinds = {"plain": [], "decayed": [], "last": []}
@@ -438,7 +442,7 @@ def main(rank: int, args, meeting: str) -> None:
         plain = parameter.ndim < 2 or "embeddings" in name or "bias_table" in name
         last = name.startswith(("head.bbox_pred", "head.centerness", "head.bias0"))
         kinds["last" if last else "plain" if plain else "decayed"].append(parameter)
-    kinds["plain"] += reader.parameters()
+    kinds["plain"] += [p for p in reader.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(
         [dict(params=ps, weight_decay=0.05 if kind == "decayed" else 0.0) for kind, ps in kinds.items()],
         lr=args.lr,
@@ -452,7 +456,8 @@ def main(rank: int, args, meeting: str) -> None:
     if state:
         model.load_state_dict(state["model"])
         reader.load_state_dict(state["reader"])
-        optimiser.load_state_dict(state["optimiser"])
+        if [len(group["params"]) for group in state["optimiser"]["param_groups"]] == [len(ps) for ps in kinds.values()]:
+            optimiser.load_state_dict(state["optimiser"])  # else other parts are trained now
     else:
         log(
             dict(
@@ -509,7 +514,7 @@ def main(rank: int, args, meeting: str) -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
             maps = model.model.encode_image(batch["pixels"].to(device))
             out = model(feature_maps=maps, text_hidden=text, attention_mask=mask, labels=labels)
-        fade = args.concept_loss * max(0.0, 1 - part / 0.8)
+        fade = 0.0 if args.freeze_image else args.concept_loss * max(0.0, 1 - part / 0.8)
         concept, right = reader(maps, labels, concepts) if fade else (torch.zeros(()), torch.zeros(()))
         choosing, chosen = choosing_loss(out, labels)
         loss = out.loss + fade * concept + args.choosing_loss * max(0.0, 1 - part / 0.95) * choosing
@@ -570,6 +575,7 @@ if __name__ == "__main__":
     p.add_argument("--drop-path", type=float, default=0.0)
     p.add_argument("--plain", type=float, default=0.7, help="part of the training without offsets")
     p.add_argument("--concept-loss", type=float, default=0.7)
+    p.add_argument("--freeze-image", action="store_true", help="train the rest alone, about twice as fast")
     p.add_argument("--choosing-loss", type=float, default=1.0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--threads", type=int, default=1)

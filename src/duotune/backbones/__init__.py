@@ -26,7 +26,7 @@ BACKBONES = Registry(
 )
 ADAPTERS = {"grounding-dino": "grounding_dino", "mm-grounding-dino": "grounding_dino"}
 """Model types of transformers whose adapter has another name."""
-EMBEDDED = {"tiny": "tiny-clip"}
+EMBEDDED = {"tiny": "tiny-clip", "tiny-glip": "tiny-glip"}
 """Names of models shipped with the package -> folder under `duotune/assets`."""
 HUB_SECONDS = 5
 """How long the Hub may take to answer whether it is there."""
