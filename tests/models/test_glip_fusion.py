@@ -270,7 +270,7 @@ def test_checkpointing_gives_the_same_gradients(tiny_glip, mode):
     maps = [torch.randn(1, 32, s, s, requires_grad=True) for s in (8, 4, 2, 1, 1)]
     text, token = torch.randn(1, 5, 32), torch.randn(2, 32, requires_grad=True)
     counted = []
-    tower[0].image.register_forward_hook(lambda *_: counted.append(1))
+    tower[0].image.register_forward_pre_hook(lambda *_: counted.append(1))
 
     def gradients():
         maps_out, text_out = tower(maps, text, None, lambda layer, v, t: FusionTokens(visual=token))
@@ -283,3 +283,19 @@ def test_checkpointing_gives_the_same_gradients(tiny_glip, mode):
     assert len(counted) == 3  # forward, and again in the backward pass
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_checkpointing_repeats_no_convolution_below_the_first_gradient(tiny_glip):
+    """Tokens that text alone sees leave the first block's maps without a gradient."""
+    import copy
+
+    model = copy.deepcopy(tiny_glip).requires_grad_(False)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    tower, counted = model.model.tower, []
+    for layer, block in enumerate(tower.blocks):
+        block.image.register_forward_pre_hook(lambda *_, layer=layer: counted.append(layer))
+    maps, token = [torch.randn(1, 32, s, s) for s in (8, 4, 2, 1, 1)], torch.randn(2, 32, requires_grad=True)
+    maps_out, text_out = tower(maps, torch.randn(1, 5, 32), None, lambda layer, v, t: FusionTokens(visual=token))
+    (text_out.sum() + sum(m.sum() for m in maps_out)).backward()
+    assert token.grad.norm() > 0
+    assert counted == [0, 1, 1]

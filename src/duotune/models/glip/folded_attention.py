@@ -98,6 +98,8 @@ class _FoldedAttention(torch.autograd.Function):
         context, log_text = running.result()
         ctx.save_for_backward(visual, extra, folded, offset, values, hidden, unseen, context, log_text, log_image)
         ctx.length = length
+        if not _reaches_positions(ctx):
+            ctx.mark_non_differentiable(out)
         return out, context.to(visual.dtype).view(batch, heads, length, dim)
 
     @staticmethod
@@ -120,7 +122,7 @@ class _FoldedAttention(torch.autograd.Function):
             return weights, torch.bmm(grad_context, x.transpose(1, 2)).to(mean.dtype).sub_(mean).mul_(weights)
 
         with torch.autocast(visual.device.type, enabled=False):
-            for part in _chunks(visual, rows):
+            for part in _chunks(visual, rows) if _reaches_positions(ctx) else ():
                 x, grad = visual[:, part], grad_out[:, part]
                 scores = _scores(rows, offset.view(batch, -1), x).view(batch, heads, keys, -1)
                 to_text, grad_to_text = text_side(_for_text(scores, length, unseen, part), x)
@@ -165,6 +167,11 @@ class _FoldedAttention(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _reaches_positions(ctx: Any) -> bool:
+    """Whether the image side has a gradient to pass on: further positions alone are not in it."""
+    return any(ctx.needs_input_grad[i] for i in (0, 2, 3, 4))
 
 
 class _RunningSoftmax:
