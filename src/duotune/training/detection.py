@@ -262,7 +262,7 @@ class DetectionTrainer(PromptTrainer):
         return metrics
 
     def predict(self, *_: Any, **__: Any) -> Any:
-        """Raises ConfigError: boxes are found by `evaluate_detector`, `Predictor.detect` or `PromptedDetector.detect`."""
+        """Raises ConfigError: boxes are found by `evaluate_detector`, `Predictor.detect` or `model.detect`."""
         raise ConfigError("a detector finds boxes: use evaluate_detector, Predictor(model).detect or model.detect")
 
     def save_artifact(self, folder: str | Path, dtype: str = "float32") -> Path:

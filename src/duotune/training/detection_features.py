@@ -1,8 +1,8 @@
 """Feature maps of a frozen detector, computed once per picture and view, and the dataset that trains from them.
 
-Feature maps are large (GLIP at 800 x 1088: 18,134 positions of 256 channels), so the store is bounded: what does not fit
-is computed anew in every epoch, and gives the same numbers, because either way a picture goes through the image tower
-alone.
+Feature maps are large (GLIP at 800 x 1088: 18,134 positions of 256 channels), so the store is bounded: what does not
+fit is computed anew in every epoch, and gives the same numbers, because either way a picture goes through the image
+tower alone.
 
     in memory   for one run
     on disk     folder/maps/<namespace>/<key>.safetensors, shared by runs; the least recently used go first
