@@ -1,4 +1,4 @@
-# make demo    train five methods on an embedded model and task, write runs/demo/report.html
+# make demo    train methods on an embedded classifier and detector, write runs/demo/report.html
 # make test    run the tests
 # make check   lint, formatting, documentation without a broken link
 # make docs    build the documentation into site/
