@@ -500,7 +500,7 @@ def main(rank: int, args, meeting: str) -> None:
             break
         progress.value = part
         plain_convolutions.on() if part < args.plain else plain_convolutions.off()
-        warm = min(1.0, (step + 1) / 100) if state else min(1.0, (step + 1) / 150)
+        warm = min(1.0, (step + 1) / 5) if state else min(1.0, (step + 1) / 150)
         for group, factor in zip(optimiser.param_groups, factors):
             group["lr"] = factor * args.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
         t = time.time()
