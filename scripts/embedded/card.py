@@ -31,6 +31,16 @@ def describe_model(folder: Path) -> dict:
     return dict(config=config, log=log, size=size, samples=log[-1]["samples"], unseen=last["unseen_zero_shot"])
 
 
+def seeds_of(rows: list[dict]) -> str:
+    """How many seeds each method's means are over."""
+    count = lambda method, shifted: len(
+        {r["seed"] for r in rows if r["method"] == method and (r["task"] == SHIFTED) == shifted}
+    )
+    counts = {m: count(m, False) for m in METHODS[1:]}
+    listed = ", ".join(f"{m} {n}" for m, n in counts.items())
+    return f"Seeds: {listed}; on {SHIFTED} {max(count(m, True) for m in METHODS)}."
+
+
 def findings(rows: list[dict]) -> list[str]:
     """What the table says, counted."""
     mean = collections.defaultdict(list)
@@ -56,7 +66,6 @@ def findings(rows: list[dict]) -> list[str]:
 
 def card(model: dict, rows: list[dict]) -> str:
     text, vision = model["config"]["text_config"], model["config"]["vision_config"]
-    seeds = max((r["seed"] for r in rows), default=0)
     return "\n".join(
         [
             "---",
@@ -96,7 +105,7 @@ def card(model: dict, rows: list[dict]) -> str:
             "",
             "## Scores",
             "",
-            f"16 shots, test accuracy in percent, {seeds} seed{'s' if seeds > 1 else ''}, backbone in bfloat16. "
+            f"16 shots, test accuracy in percent, mean ± deviation over seeds, backbone in bfloat16. {seeds_of(rows)} "
             + CHOSEN,
             "",
             table(rows),
@@ -160,7 +169,7 @@ def page(model: dict, rows: list[dict], tasks: Path) -> str:
         "## Results",
         "",
         "`python scripts/embedded/gate.py table --out docs/data/embedded.jsonl` prints this table: test accuracy in "
-        "percent after 16 shots, mean ± deviation over the seeds there are, backbone in bfloat16. " + CHOSEN,
+        f"percent after 16 shots, mean ± deviation over seeds, backbone in bfloat16. {seeds_of(rows)} " + CHOSEN,
         "",
         table(rows),
         "",
