@@ -60,7 +60,7 @@ def measure(backbone, task: str, method: str, seed: int, settings: dict, on: str
         data = dataclasses.replace(data, test=data.val, val=())
     with tempfile.TemporaryDirectory() as folder:
         outcome = run_recipe(recipe, folder, backbone=backbone, data=data, progress=False)
-    run = outcome.summary()
+        run = outcome.summary()  # reads the artifact's size
     row = dict(
         task=task,
         method=method,
