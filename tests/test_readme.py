@@ -12,6 +12,7 @@ import ast
 import re
 import shlex
 import sys
+import types
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,8 +92,10 @@ def test_there_are_pages_and_blocks():
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_blocks_run(page, place, capsys):
-    namespace: dict = {"__name__": page.stem}
+def test_blocks_run(page, place, capsys, monkeypatch):
+    module = types.ModuleType(f"page_{page.stem}")  # dataclasses look their module up
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    namespace = module.__dict__
     for block in blocks(page):
         where = f"{page.name}, line {block.line}"
         if block.not_run:

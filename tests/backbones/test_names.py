@@ -48,10 +48,10 @@ def cached(tmp_path, tiny_clip_folder):
     shutil.copytree(tiny_clip_folder, repository / "snapshots" / "abc")
 
 
-@pytest.mark.parametrize("name", ["tinny", "Tiny", "tiny-clip"])
-def test_a_misspelt_embedded_name_asks_nobody(hub, name):
+@pytest.mark.parametrize(("name", "meant"), [("tinny", "tiny"), ("Tiny", "tiny"), ("tiny-clip", "tiny-glip")])
+def test_a_misspelt_embedded_name_asks_nobody(hub, name, meant):
     client = hub(ConnectionError("no network"))
-    with pytest.raises(UnknownNameError, match=f"unknown backbone '{name}'; did you mean 'tiny'"):
+    with pytest.raises(UnknownNameError, match=f"unknown backbone '{name}'; did you mean '{meant}'"):
         load_backbone(name)
     assert client.requests == []
 
@@ -64,7 +64,13 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(hub, answer, reason):
     with pytest.raises(DataError) as caught:
         load_backbone("someone/clip")
     line = str(caught.value)
-    for piece in ("'someone/clip'", "not a folder", "not embedded (tiny)", "not in the local Hub cache", reason):
+    for piece in (
+        "'someone/clip'",
+        "not a folder",
+        "not embedded (tiny, tiny-glip)",
+        "not in the local Hub cache",
+        reason,
+    ):
         assert piece in line
     assert "the Hub could not be reached" in line and "\n" not in line
     ((url, seconds),) = client.requests
