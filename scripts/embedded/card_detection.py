@@ -65,7 +65,10 @@ def settings_text() -> str:
     recipe = recipes["sdpt"]
     return (
         f"All training pictures, {recipe.epochs} epochs in steps of {recipe.batch_size} pictures, AdamW, one rate per "
-        f"method for all tasks (`gate_detection.py select`, on validation pictures): {rates}."
+        f"method for all tasks: {rates}. Of these, `sdpt`'s, `full`'s and `linear_probe`'s come from three tried on the "
+        "validation pictures of tiny-scenes-concepts, on weights from before the end of pre-training "
+        "(`docs/data/embedded_detection_rates.jsonl`); where the best lies at an end of the three, better ones may lie "
+        "beyond."
     )
 
 
@@ -144,6 +147,7 @@ def card(model: dict, rows: list[dict]) -> str:
             "",
             "- Pre-training was far too short: losses were still falling when it ended (`pretraining.jsonl`). Most of what "
             "it finds it cannot name.",
+            "- The offsets of its deformable convolutions were held at zero throughout, and still are: plain convolutions.",
             "- Names outside its vocabulary, attributes, counts and relations mean nothing to it.",
             "- Pictures much larger or smaller than 128 px are resized to it; objects below 16 px are lost.",
             "",
