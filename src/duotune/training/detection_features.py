@@ -207,12 +207,16 @@ class MapsDataset(Dataset):
             mark = uuid.uuid4().hex
             return [[f"{mark}/{i}-{v}" for v in range(self.views)] for i in range(len(self))]
         dtype = next(backbone.parameters()).dtype
-        space = FeatureCache.namespace("maps1", backbone.fingerprint(), dtype, self.images.key())
+        transform = self.images.transform
+        fixed = not transform.is_random  # then a view is like another, whatever the seed
+        shown_as = transform.key() if fixed else self.images.key()
+        space = FeatureCache.namespace("maps1", backbone.fingerprint(), dtype, shown_as)
         hashes = FeatureCache(self.store.folder.parent).content_hashes(self.items)
         keys = []
         for item, content in zip(self.items, hashes):
-            shown = [FeatureCache.key(content or b"", item.short_key, view) for view in range(self.views)]
-            keys.append([f"{space}/{key.hex()}" for key in shown])
+            own = () if fixed else (item.short_key,)
+            views = [0] * self.views if fixed else range(self.views)
+            keys.append([f"{space}/{FeatureCache.key(content or b'', *own, view).hex()}" for view in views])
         return keys
 
     def key(self, index: int) -> str:
@@ -238,13 +242,14 @@ class MapsDataset(Dataset):
         """Compute the maps that are not kept yet, until there is no more room."""
         self.store.claim([key for keys in self._keys for key in keys])
         before, refused = self.epoch, self.store.refused
-        wanted = [[i for i in range(len(self)) if self._keys[i][view] not in self.store] for view in range(self.views)]
-        total = sum(map(len, wanted))
+        total = sum(key not in self.store for key in {key for keys in self._keys for key in keys})
         bar = tqdm(total=total, desc="feature maps", unit="img", disable=not progress or not total, leave=False)
         try:
             with bar:
-                for view, order in enumerate(wanted):
+                for view in range(self.views):
                     self.set_epoch(view)
+                    wanted = {self._keys[i][view]: i for i in range(len(self)) if self._keys[i][view] not in self.store}
+                    order = sorted(wanted.values())
                     for index, picture in _pictures(self.images, order, workers):
                         if not self.store.put(self._keys[index][view], picture_maps(backbone, picture)):
                             return

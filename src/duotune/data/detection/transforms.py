@@ -71,6 +71,11 @@ class DetectionTransform:
         boxes = scale_boxes(np.asarray(boxes, dtype=np.float32).reshape(-1, 4), before, after)
         return flip_boxes(boxes, after[1]) if flipped else boxes
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the same picture may come out in different ways."""
+        return len(set(self.short_sides)) > 1 or 0 < self.flip < 1
+
     def key(self) -> str:
         """A text that differs whenever the result may differ; part of cache keys."""
         return f"detection1:{','.join(map(str, self.short_sides))}:{self.longest}:{self.flip:.9g}"
