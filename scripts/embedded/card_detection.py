@@ -65,10 +65,10 @@ def settings_text() -> str:
     recipe = recipes["sdpt"]
     return (
         f"All training pictures, {recipe.epochs} epochs in steps of {recipe.batch_size} pictures, AdamW, one rate per "
-        f"method for all tasks: {rates}. Of these, `sdpt`'s, `full`'s and `linear_probe`'s come from three tried on the "
-        "validation pictures of tiny-scenes-concepts, on weights from before the end of pre-training "
-        "(`docs/data/embedded_detection_rates.jsonl`); where the best lies at an end of the three, better ones may lie "
-        "beyond."
+        f"method for all tasks: {rates}. On the validation pictures of tiny-scenes-concepts, with weights from before the "
+        "end of pre-training, `sdpt`'s and `full`'s were the best of three, `text_prompt`'s the better of two, "
+        "`linear_probe`'s the second of three by 0.3 AP; `vpt`'s was not tried "
+        "(`docs/data/embedded_detection_rates.jsonl`)."
     )
 
 

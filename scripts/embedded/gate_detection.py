@@ -106,8 +106,11 @@ def table(rows: list[dict]) -> str:
             for m in methods
         ]
         lines.append(f"| {name} | " + " | ".join(text) + " |")
-    mean = lambda m, key: [np.mean(cells[n, m][key]) for n in names if cells[n, m][key]]
-    lines.append("| mean AP | " + " | ".join(f"{np.mean(mean(m, 'ap')):.1f}" for m in methods) + " |")
+    whole = [n for n in names if all((n, m) in cells for m in methods)]  # means of the same tasks alone compare
+    mean = lambda m, key: [np.mean(cells[n, m][key]) for n in whole if cells[n, m][key]]
+    if not whole:
+        return "\n".join(lines)
+    lines.append(f"| mean AP of {len(whole)} | " + " | ".join(f"{np.mean(mean(m, 'ap')):.1f}" for m in methods) + " |")
     kept = [f"{np.mean(mean(m, 'scenes')):.1f}" if mean(m, "scenes") else "cannot" for m in methods]
     lines.append(f"| afterwards, AP on {SCENES} | " + " | ".join(kept) + " |")
     about = {row["method"]: row for row in rows}
