@@ -37,10 +37,10 @@ def text() -> str:
         "duotune itself is under Apache-2.0 (LICENSE). It contains no other project's source code. The files below "
         "`src/duotune/assets` are made from other people's work by the scripts in `scripts/embedded`:",
         "",
-        "- `assets/tasks/*.zip`: small pictures of the drawings below, changed (drawn at 64 px, cropped, scaled, "
+        "- `assets/tasks/*.zip`, `assets/detection/*.zip`: small pictures of the drawings below, changed (drawn at 64 px, cropped, scaled, "
         "rotated, recoloured, degraded, put on backgrounds). `dataset.json` in each archive lists the packages its "
         "pictures come from.",
-        "- `assets/tiny-clip`: weights trained on such pictures, and a tokenizer trained on the names of emoji.",
+        "- `assets/tiny-clip`, `assets/tiny-glip`: weights trained on such pictures, and tokenizers trained on the names of emoji.",
         "",
         "Share-alike packages were left out. The drawings come from these `@iconify-json` packages:",
         "",
