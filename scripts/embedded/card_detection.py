@@ -179,7 +179,7 @@ def page(model: dict, rows: list[dict], tasks: Path) -> str:
         "# The embedded detector and its tasks",
         "",
         f"`tiny-glip` is a GLIP of {model['size'] / 1e6:.0f} MB, pre-trained on composed scenes of drawings (its "
-        "[model card](../src/duotune/assets/tiny-glip/README.md) says how). The tasks below are COCO data sets like any "
+        "model card, `src/duotune/assets/tiny-glip/README.md`, says how). The tasks below are COCO data sets like any "
         "other. No drawing is both trained and tested, and none was shown in pre-training.",
         "",
         "| data set | classes | train / val / test pictures | what it asks |",
