@@ -168,6 +168,10 @@ def test_places_where_nothing_can_be_written(duotune, few_steps, tmp_path, train
             says(duotune(*command).error, "cannot write into", out, reason)
     evaluate = ["evaluate", artifact, "--data", picture_folder]
     says(duotune(*evaluate, "--out", tmp_path).error, "is a folder; expected a file to write")
+    picture = next(path for path in Path(picture_folder).rglob("*.png"))
+    before = picture.read_bytes()
+    says(duotune(*evaluate, "--out", picture).error, "exists and is no JSON file")
+    assert picture.read_bytes() == before
     says(duotune("train", "--method", "coop", *few_steps, "--out", tmp_path / "file").error, "is a file")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "names.txt"]
 

@@ -173,6 +173,15 @@ def test_predict_prints_draws_and_writes_boxes(duotune, run, boxes, tmp_path):
     assert nothing.out.strip() == "nothing found in 4 of 4 images (--score-threshold 1.0)"
 
 
+def test_drawn_pictures_never_replace_what_is_read(duotune, run, boxes):
+    pictures = boxes / "test"
+    before = {path.name: path.read_bytes() for path in pictures.iterdir()}
+    for read in (pictures, pictures / "0.png"):
+        refused = duotune("predict", run, read, "--out", pictures)
+        assert refused.status == 2 and "name another folder" in refused.error
+    assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+
+
 def test_broken_pictures_are_told_last(duotune, run, boxes, tmp_path):
     folder = tmp_path / "some"
     folder.mkdir()
@@ -308,3 +317,59 @@ def test_checkpoints_are_read_without_running_code(duotune, glip, tmp_path):
     assert wrong.status == 2 and not (tmp_path / "harm").exists()
     what = ["--backbone", glip, "--classes", tmp_path / "names.txt", "--out", tmp_path / "out"]
     assert duotune("import", tmp_path / "bad.pth", *what).status == 2 and not (tmp_path / "harm").exists()
+
+
+def faulty_copy(boxes, folder, change):
+    """A copy of the folder `boxes` with train.json and test.json changed by change(content, split)."""
+    import shutil
+
+    shutil.copytree(boxes, folder)
+    for split in ("train", "test"):
+        content = json.loads((folder / f"{split}.json").read_text())
+        change(content, split)
+        (folder / f"{split}.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_evaluate_tells_faulty_boxes(duotune, run, boxes, tmp_path):
+    def spoil(content, split):
+        if split == "test":
+            content["annotations"][0]["bbox"] = [5, 5, float("nan"), 4]
+            content["annotations"][1]["bbox"] = [5, float("inf"), 3, 4]
+
+    data = faulty_copy(boxes, tmp_path / "faulty", spoil)
+    ran = duotune("evaluate", run, "--data", data, "--workers", 0, "--json")
+    assert ran.status == 0 and json.loads(ran.out)["num_images"] == 4
+    told = [line for line in ran.err.splitlines() if line.startswith("data: ")]
+    assert len(told) == 1 and told[0].startswith(
+        "data: 2 boxes held NaN or infinity and were dropped (test.json: image"
+    )
+
+
+def test_a_detector_does_not_measure_labelled_images(duotune):
+    argv = ["evaluate", "--method", "zero_shot", "--backbone", "tiny-glip", "--data", "tiny-animals"]
+    line = duotune(*argv, "--workers", 0).error
+    assert "is a detector" in line and "give it COCO annotations" in line and "unexpected" not in line
+
+
+def test_training_without_any_box_is_refused(duotune, short, boxes, tmp_path, left_behind):
+    def strip(content, split):
+        content["annotations"] = [] if split == "train" else content["annotations"]
+
+    data = faulty_copy(boxes, tmp_path / "boxless", strip)
+    argv = [str(data) if word == str(boxes) else word for word in short]
+    line = duotune("train", *argv, "--out", tmp_path / "run").error
+    assert "boxless: no box in any of its 6 training pictures" in line
+    assert left_behind(tmp_path / "run") == []
+
+
+def test_broken_test_pictures_stop_a_run_before_it_trains(duotune, short, boxes, tmp_path, left_behind):
+    data = faulty_copy(boxes, tmp_path / "broken", lambda content, split: None)
+    (data / "test" / "2.png").write_bytes(b"no picture")
+    argv = [str(data) if word == str(boxes) else word for word in short]
+    line = duotune("train", *argv, "--out", tmp_path / "run").error
+    assert "1 of 4 images cannot be read" in line and "2.png" in line
+    assert left_behind(tmp_path / "run") == []
+    ran = duotune("train", *argv, "--training", "max_broken_share=0.25", "--out", tmp_path / "run")
+    assert ran.status == 0, ran.err
+    assert [line for line in ran.out.splitlines() if line.startswith("skipped: ") and "2.png" in line]

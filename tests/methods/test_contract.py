@@ -344,3 +344,21 @@ def test_backbone_stays_in_eval_mode(tiny_clip):
     model = attach(tiny_clip, "vlp", NAMES)
     model.train()
     assert model.method.training and not any(m.training for m in model.backbone.modules())
+
+
+@pytest.mark.parametrize("method", [name for name in ALL if name != "linear_probe"])  # it reads no names
+def test_classes_that_cannot_be_read_leave_the_model_as_it_was(tiny_clip, pixels, method):
+    model = attach(tiny_clip, method, NAMES)
+    model.eval()
+    with torch.no_grad():
+        before = model(pixels)["logits"]
+        with pytest.raises(ClassNamesError):
+            model.set_classes(["w " * 100, *NAMES[1:]], "a photo of a {}, " + "w " * 100)
+        assert model.class_names == tuple(NAMES) and model.method.template == "a photo of a {}."
+        assert torch.equal(model(pixels)["logits"], before)
+
+
+@pytest.mark.parametrize("names", ["cat", [1, 2]])
+def test_names_are_a_list_of_strings(tiny_clip, names):
+    with pytest.raises(ClassNamesError, match="a list of strings"):
+        attach(tiny_clip, "coop", names)

@@ -12,6 +12,7 @@ Of a detector, --out is a folder that keeps boxes as they are found: the same co
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,6 +92,7 @@ def run(options: Options) -> int:
 
     if options.out:
         check_writable(options.out)
+        _refuse_other_files(Path(options.out))
     everything = load_dataset(options.data, options.root)
     how = {
         "batch_size": options.batch_size or 64,
@@ -155,3 +157,15 @@ def _model(options: Options, data):
             "classify into classes it was not trained on"
         )
     return model.set_classes(data.class_names), data
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raises ConfigError if there is something else than an earlier result at `path`."""
+    if not path.exists():
+        return
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        raise ConfigError(
+            f"--out {path} exists and is no JSON file; name another file to write the result to"
+        ) from None

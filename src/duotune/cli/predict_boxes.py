@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.images import is_image_name
 from ..errors import ConfigError, DataError
 from .output import table
 
@@ -31,6 +32,7 @@ def run(options: Options, predictor: Predictor) -> int:
     if options.out is None:
         rows = _find(options, predictor, None)
     else:
+        _refuse_sources(options.images, Path(options.out))
         with claimed(options.out) as folder:
             rows = _find(options, predictor, folder)
     good, broken = [row for row in rows if row.error is None], [row for row in rows if row.error is not None]
@@ -58,6 +60,16 @@ def run(options: Options, predictor: Predictor) -> int:
         others = f" ({len(broken) - 1} more cannot be read)" if len(broken) > 1 else ""
         raise DataError(f"{broken[0].error}{others}; boxes in the other {len(good)} images are told above")
     return 0
+
+
+def _refuse_sources(images: list[str], folder: Path) -> None:
+    """Raises ConfigError if drawn pictures could replace those that are read."""
+    for image in map(Path, images):
+        files = (p for p in image.rglob("*") if is_image_name(p.name)) if image.is_dir() else (image,)
+        if any(file.resolve().parent == folder.resolve() for file in files):
+            raise ConfigError(
+                f"--out {folder} holds images of {image}, which drawn ones would replace; name another folder"
+            )
 
 
 def _threshold(options: Options) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Port
-from ..errors import ClassNamesError, ConfigError, PortError
+from ..errors import ClassNamesError, ConfigError, DuotuneError, PortError
 from ..settings import misfits
 
 
@@ -156,6 +156,8 @@ class Method(nn.Module, abc.ABC):
             class_names: C different, non-empty names; underscores read as spaces.
             template: a prompt with one `{}`, or several (zero-shot ensembles).
         """
+        if isinstance(class_names, str) or not all(isinstance(n, str) for n in class_names):
+            raise ClassNamesError(f"class names must be a list of strings; got {class_names!r}")
         names = tuple(class_names)
         if not names or any(not n.strip() for n in names):
             raise ClassNamesError("class names must be a non-empty list of non-empty strings")
@@ -175,10 +177,17 @@ class Method(nn.Module, abc.ABC):
         for t in [template] if isinstance(template, str) else template:
             if t.count("{}") != 1:
                 raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {t!r}")
+        before = self.class_names, self.template
         self.class_names = names
         self.template = template if isinstance(template, str) else tuple(template)
         self._memory.clear()
-        self.on_classes(backbone)
+        try:
+            self.on_classes(backbone)
+        except DuotuneError:  # such as a name with more tokens than the text tower holds: stay as it was
+            self.class_names, self.template = before
+            if self.class_names:
+                self.on_classes(backbone)
+            raise
         self.to(backbone.device)
 
     def on_classes(self, backbone: Backbone) -> None:

@@ -72,12 +72,7 @@ class DetectionMethod(Method, abc.ABC):
             raise ClassNamesError(
                 f"{len(template)} templates for {len(names)} classes; a detector reads one for all, or one for each"
             )
-        before = self.class_names, self.template
-        try:
-            super().set_classes(backbone, class_names, template)
-        except ClassNamesError:
-            self.class_names, self.template = before  # those of the caption that is still read
-            raise
+        super().set_classes(backbone, class_names, template)
 
     def on_classes(self, backbone: Detector) -> None:
         templates = [self.template] * len(self.class_names) if isinstance(self.template, str) else self.template
