@@ -49,6 +49,9 @@ def run(options: Options) -> int:
 
     tasks = ODINW.get(options.data, (options.data,))
     data = [load_detection(task, options.root).named_as_read() for task in tasks]
+    for task in data:
+        for fault in task.report.lines():  # the reader's own warning is silenced with those of the libraries
+            print(f"data: {task.name}: {fault}" if len(data) > 1 else f"data: {fault}", file=sys.stderr)
     model, results = None, {}
     for task in data:
         model, ordered = _model(options, task, model)
