@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from .data.base import ClassificationData, ImageItem
 from .errors import ConfigError, DataError
 from .metrics import BaseToNew, ClassificationMetrics
-from .model import PromptedModel
+from .model import PromptedDetector, PromptedModel
 from .training.cache import FeatureCache
 from .training.features import (
     PixelBatch,
@@ -117,8 +117,13 @@ def evaluate(
         max_broken_share: 0..1; images that cannot be read are named and left out up to this share.
 
     Raises:
+        ConfigError: the model is a detector.
         DataError: no items, labels beyond the model's classes, or too many broken images.
     """
+    if isinstance(model, PromptedDetector):
+        raise ConfigError(
+            f"{model.backbone.name} is a detector, and the images are labelled without boxes; give it COCO annotations"
+        )
     items, start = tuple(items), time.perf_counter()
     if not items:
         raise DataError("there are no images to evaluate on; does the data set have this split?")
