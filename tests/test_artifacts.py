@@ -289,3 +289,16 @@ def test_a_setting_of_another_type(folder, tiny_clip):
     (folder / "prompt.json").write_text(json.dumps(values))
     with pytest.raises(ArtifactError, match="does not fit"):
         artifacts.load(folder, tiny_clip)
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone", "sha256", "method", "fingerprint", "class_names", "num_bytes", "versions"]
+)
+def test_a_description_with_a_value_of_another_kind(tiny_clip, tmp_path, name):
+    make(tiny_clip, "coop").save(tmp_path)
+    path = tmp_path / "prompt.json"
+    wrong = "text" if name in ("class_names", "num_bytes", "versions") else 3
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: wrong}))
+    for read in (artifacts.describe, artifacts.load):
+        with pytest.raises(ArtifactError, match=f"incomplete or not as expected .*'{name}' is no "):
+            read(tmp_path)

@@ -80,6 +80,13 @@ class ArtifactInfo:
         values = {k: v for k, v in values.items() if k in known}
         if missing := sorted(set(known) - {"versions", "num_trained"} - set(values)):
             raise KeyError(f"no {', '.join(missing)}")
+        whole = ("num_parameters", "num_bytes") + (("num_trained",) if values.get("num_trained") is not None else ())
+        kinds = dict.fromkeys(("method", "backbone", "fingerprint", "sha256"), (str, "text"))
+        kinds |= dict.fromkeys(whole, (int, "whole number")) | {"class_names": (list | tuple, "list")}
+        kinds |= dict.fromkeys(("config", "tensors", "versions"), (Mapping, "object"))
+        for name, (kind, word) in kinds.items():
+            if name in values and not isinstance(values[name], kind):
+                raise TypeError(f"{name!r} is no {word}: {values[name]!r}")
         values["class_names"] = tuple(str(n) for n in values["class_names"])
         if not isinstance(values["template"], str):
             values["template"] = tuple(str(t) for t in values["template"])
@@ -284,7 +291,7 @@ def describe(folder: str | Path) -> ArtifactInfo:
         info = ArtifactInfo.from_dict(values)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
-            f"{folder / DESCRIPTION} is incomplete ({str(error.args[0]) if error.args else error}); "
+            f"{folder / DESCRIPTION} is incomplete or not as expected ({str(error.args[0]) if error.args else error}); "
             "copy the artifact again"
         ) from error
     try:
