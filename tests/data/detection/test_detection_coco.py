@@ -204,3 +204,17 @@ def test_names_and_paths_that_lead_nowhere(tmp_path):
         load_detection(tmp_path, shot=1)
     with pytest.raises(ConfigError, match=r"coco2017: unknown options \['class_names'\]"):
         load_detection("coco2017", root=tmp_path, class_names=["x"])
+
+
+@pytest.mark.parametrize("category", [[1], {"id": 1}, None])
+def test_a_category_id_that_is_neither_number_nor_text(tmp_path, write_coco, category):
+    rows = [{"id": 1, "image_id": 3, "category_id": category, "bbox": [0, 0, 5, 5]}]
+    path = write_coco(tmp_path / "x.json", tmp_path, IMAGES, rows, CATEGORIES)
+    with pytest.raises(DataError, match="1 of its annotations have no 'category_id' that is a number or a text"):
+        load_detection(path)
+
+
+def test_an_annotation_id_that_is_a_list_is_no_id(tmp_path, write_coco):
+    rows = [{"id": [1], "image_id": 3, "category_id": 2, "bbox": [0, 0, 5, 5]}]
+    data = load_detection(write_coco(tmp_path / "x.json", tmp_path, IMAGES, rows, CATEGORIES))
+    assert data.test[0].ids.tolist() == [-1]

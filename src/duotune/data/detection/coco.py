@@ -77,6 +77,8 @@ def read_coco_file(path: Path, content: Any = None) -> CocoFile:
     for name, key in (("images", "id"), ("categories", "id"), ("annotations", "image_id")):
         if bad := sum(not isinstance(row.get(key), int | str) for row in getattr(file, name)):
             raise DataError(f"{path}: {bad} of its {name} have no {key!r}")
+    if bad := sum(not isinstance(row.get("category_id"), int | float | str) for row in file.annotations):
+        raise DataError(f"{path}: {bad} of its annotations have no 'category_id' that is a number or a text")
     ids = [image["id"] for image in file.images]
     if len(set(ids)) < len(ids):
         seen: set[int | str] = set()
@@ -223,7 +225,8 @@ def coco_items(
     listed = {image["id"] for image in file.images}
     seen: set[int] = set()
     for position, annotation in enumerate(file.annotations):
-        name = annotation.get("id", f"number {position}")
+        name = annotation.get("id")
+        name = name if isinstance(name, int | float | str) else f"number {position}"
         if annotation["image_id"] not in listed:
             report.add("orphaned", f"{file.path.name}: annotation {name} of image {annotation['image_id']}")
             continue
