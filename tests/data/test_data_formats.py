@@ -217,3 +217,10 @@ def test_embedded_tasks_of_the_package_load():
         data = load_dataset(name)
         assert data.name == name and len(data.test) and open_image(data.test[0]).mode == "RGB"
     assert set(EMBEDDED_TASKS) == set(discover_tasks())
+
+
+def test_unknown_names_are_compared_with_data_that_have_boxes_too():
+    with pytest.raises(UnknownNameError, match="did you mean 'tiny-scenes'"):
+        load_dataset("tiny-scene")
+    with pytest.raises(DataError, match="tiny-scenes has boxes.*load_detection"):
+        load_dataset("tiny-scenes")

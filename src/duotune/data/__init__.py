@@ -101,7 +101,7 @@ def load_dataset(
             `label_column`).
 
     Raises:
-        UnknownNameError: neither a name nor a path; says the nearest name.
+        UnknownNameError: neither a name nor a path; says the nearest name, those with boxes among them.
         DataError: files are absent or not as expected.
         ConfigError: an option that the reader does not have.
     """
@@ -116,7 +116,12 @@ def load_dataset(
     path = Path(text).expanduser()
     if not path.exists():
         if isinstance(name_or_path, str) and path.name == text and not path.suffix:
-            raise UnknownNameError("data set (or folder)", text, list_datasets())
+            from .detection import list_detection_datasets
+
+            boxes = list_detection_datasets()
+            if text in boxes:
+                raise DataError(f"{text} has boxes, it is no data set of labelled images; load_detection reads it")
+            raise UnknownNameError("data set (or folder)", text, [*list_datasets(), *boxes])
         raise DataError(f"no such file or folder: {path}; expected a folder of class folders, a .zip of one, or a .csv")
     reader = _reader_of(path)
     _check_options(text, reader, options)
