@@ -218,3 +218,10 @@ def test_an_annotation_id_that_is_a_list_is_no_id(tmp_path, write_coco):
     rows = [{"id": [1], "image_id": 3, "category_id": 2, "bbox": [0, 0, 5, 5]}]
     data = load_detection(write_coco(tmp_path / "x.json", tmp_path, IMAGES, rows, CATEGORIES))
     assert data.test[0].ids.tolist() == [-1]
+
+
+def test_category_ids_of_several_names_are_said(tmp_path, write_coco):
+    categories = [{"id": 2, "name": "cat"}, {"id": 2, "name": "hair_drier"}]
+    path = write_coco(tmp_path / "x.json", tmp_path, IMAGES, BOXES, categories)
+    with pytest.raises(DataError, match="category ids must mean one class each; given to several: '2'"):
+        load_detection(path)

@@ -61,7 +61,7 @@ def read_coco_file(path: Path, content: Any = None) -> CocoFile:
         content: of the file where it has been parsed already; `path` then is a name for messages.
 
     Raises:
-        DataError: no COCO JSON, or an image id that is given twice.
+        DataError: no COCO JSON, an image id that is given twice, or a category id with several names.
     """
     content = read_json(path) if content is None else content
     expected = '{"images": [...], "annotations": [...], "categories": [...]}'
@@ -84,7 +84,14 @@ def read_coco_file(path: Path, content: Any = None) -> CocoFile:
         seen: set[int | str] = set()
         doubled = [str(i) for i in ids if i in seen or seen.add(i)]
         raise DataError(f"{path}: image ids must be different; given twice: {first_few(doubled)}")
-    known = {category["id"] for category in file.categories}
+    names: dict[int | str, Any] = {}
+    for category in file.categories:
+        names.setdefault(category["id"], category.get("name"))
+    if doubled := {str(c["id"]) for c in file.categories if c.get("name") != names[c["id"]]}:
+        raise DataError(
+            f"{path}: category ids must mean one class each; given to several: {first_few(sorted(doubled))}"
+        )
+    known = set(names)
     file.used = {annotation.get("category_id") for annotation in file.annotations}
     if unknown := file.used - known:
         raise DataError(
