@@ -19,7 +19,7 @@ from ..backbones import Backbone
 from ..data import ClassificationData, load_dataset
 from ..data.detection import DetectionData, load_detection
 from ..data.images import open_image
-from ..errors import ArtifactError, ConfigError, DuotuneError
+from ..errors import ArtifactError, ConfigError, DataError, DuotuneError
 from ..model import PromptedDetector, PromptedModel, attach
 from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report, write_text
 from ..settings import misfits
@@ -193,6 +193,11 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
     if isinstance(data, DetectionData):
         for fault in data.report.lines():
             say(f"data: {fault}")
+        if data.train and model.method.param_groups() and not any((~item.iscrowd).any() for item in data.train):
+            raise DataError(
+                f"{data.name}: no box in any of its {len(data.train)} training pictures; a detector learns from boxes, "
+                "so annotate some"
+            )
     say(
         f"{recipe.method} on {backbone.name}, {data.name}: {len(data.class_names)} classes, "
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images"
