@@ -373,6 +373,3 @@ def test_broken_test_pictures_stop_a_run_before_it_trains(duotune, short, boxes,
     ran = duotune("train", *argv, "--training", "max_broken_share=0.25", "--out", tmp_path / "run")
     assert ran.status == 0, ran.err
     assert [line for line in ran.out.splitlines() if line.startswith("skipped: ") and "2.png" in line]
-
-
-

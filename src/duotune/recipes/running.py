@@ -18,7 +18,9 @@ from .. import artifacts
 from ..backbones import Backbone
 from ..data import ClassificationData, load_dataset
 from ..data.detection import DetectionData, load_detection
+from ..data.detection.torch_dataset import check_detection_images
 from ..data.images import open_image
+from ..data.torch_dataset import check_images
 from ..errors import ArtifactError, ConfigError, DataError, DuotuneError
 from ..model import PromptedDetector, PromptedModel, attach
 from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report, write_text
@@ -204,6 +206,9 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
     )
     start = time.perf_counter()
     curve, broken = [], {}
+    if model.method.param_groups():
+        for reason in _check_test_images(data, arguments).values():
+            say(f"skipped: {reason}")
     if overwrite:  # now that everything fits: a misspelt option does not cost the run before
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     written = yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True)
@@ -235,16 +240,33 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
     return outcome
 
 
+def _check_test_images(data: ClassificationData | DetectionData, arguments: PromptTrainingArguments) -> dict[str, str]:
+    """Name of each test image that cannot be read -> why; looked for before training, which would be in vain.
+
+    Raises:
+        DataError: more than max_broken_share, or all of them.
+    """
+    check = check_detection_images if isinstance(data, DetectionData) else check_images
+    good, report = check(data.test, arguments.dataloader_num_workers, arguments.max_broken_share)
+    if data.test and not good:
+        raise DataError(f"{data.name}: no test image can be read; first reason: {next(iter(report.broken.values()))}")
+    return report.broken
+
+
 def _test(model, data, arguments, progress) -> ClassificationResult | DetectionResult:
-    workers = arguments.dataloader_num_workers
+    how = {
+        "workers": arguments.dataloader_num_workers,
+        "max_broken_share": arguments.max_broken_share,
+        "progress": progress,
+    }
     if isinstance(model, PromptedDetector):
         from ..detection_evaluation import evaluate_detector
 
         size = arguments.per_device_eval_batch_size
-        return evaluate_detector(model, data, batch_size=size, workers=workers, progress=progress)
+        return evaluate_detector(model, data, batch_size=size, **how)
     from ..evaluation import evaluate
 
-    return evaluate(model, data.test, workers=workers, progress=progress)
+    return evaluate(model, data.test, **how)
 
 
 def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
