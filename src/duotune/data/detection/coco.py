@@ -87,10 +87,10 @@ def read_coco_file(path: Path, content: Any = None) -> CocoFile:
     names: dict[int | str, Any] = {}
     for category in file.categories:
         names.setdefault(category["id"], category.get("name"))
-    if doubled := {str(c["id"]) for c in file.categories if c.get("name") != names[c["id"]]}:
-        raise DataError(
-            f"{path}: category ids must mean one class each; given to several: {first_few(sorted(doubled))}"
-        )
+    if doubled := [c for c in file.categories if c.get("name") != names[c["id"]]]:
+        meant = [f"{c['id']} is both {names[c['id']]!r} and {c.get('name')!r}" for c in doubled[:3]]
+        more = f" (and {len(doubled) - 3} more)" if len(doubled) > 3 else ""
+        raise DataError(f"{path}: category ids must mean one class each; {', '.join(meant)}{more}")
     known = set(names)
     file.used = {annotation.get("category_id") for annotation in file.annotations}
     if unknown := file.used - known:
