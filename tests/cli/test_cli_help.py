@@ -105,3 +105,12 @@ def test_what_nobody_foresaw_is_one_line_too(duotune, monkeypatch):
     assert ran.err == (
         "duotune: error: unexpected ZeroDivisionError: division by zero (set DUOTUNE_TRACEBACK=1 to see where)\n"
     )
+
+
+def test_list_names_methods_registered_from_outside(duotune, monkeypatch):
+    from duotune.methods import METHODS
+
+    here = type("Mine", (), {"__module__": "no_such_module"})
+    monkeypatch.setattr(METHODS, "_table", {**METHODS._table, "mine": here})
+    ran = duotune("list", "methods")
+    assert ran.status == 0 and "registered from outside" in ran.out

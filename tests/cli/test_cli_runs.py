@@ -196,6 +196,7 @@ def _embedded(backbone, names: list[str], num_context: int) -> dict[str, torch.T
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job's shell has it ignored
 from duotune.cli import main
 from duotune.training import PromptTrainer
 save = PromptTrainer._save_checkpoint

@@ -26,7 +26,7 @@ class Options:
     data: str = option(TASK, help="embedded task, see `duotune list datasets`", metavar="NAME")
     shots: int = option(16, help="training images per class")
     seed: int = option(1, help="of the shots, the random start and the order of images")
-    epochs: int | None = option(None, help="instead of the recipes' epochs")
+    epochs: int | None = option(None, help="instead of the recipes' epochs (detectors: 5)")
     detection: str = option(
         DETECTION_TASK, help="embedded detection task; none leaves the detector out", metavar="NAME"
     )

@@ -15,6 +15,7 @@ RECIPES = {
 """Keys of metrics.json -> the recipe of each."""
 PICTURES, ENLARGED = 6, 2  # of the report, and how many times larger than they are
 SHOWN_SCORE = 0.35  # least score of the boxes drawn
+EPOCHS = 5  # half of the recipes': the demo is to end within minutes
 
 
 def detection_recipes(task: str, seed: int, epochs: int | None) -> dict[str, Recipe]:
@@ -22,7 +23,7 @@ def detection_recipes(task: str, seed: int, epochs: int | None) -> dict[str, Rec
     changes = {"data": task, "seed": seed}
     recipes = {}
     for name, recipe in RECIPES.items():
-        more = {} if epochs is None or name == "zero_shot" else {"epochs": epochs}
+        more = {} if name == "zero_shot" else {"epochs": EPOCHS if epochs is None else epochs}
         recipes[name] = load_recipe(recipe).replace(**changes, **more).validate()
     return recipes
 
@@ -53,7 +54,8 @@ def compare_detectors(recipes: dict[str, Recipe], folder: Path):
     print("\n" + "\n".join(f"{key + ':':<10}{value}" for key, value in about.items()), flush=True)
     rows = [{"truth": drawn(im, item.boxes.tolist(), item.labels.tolist())} for im, item in zip(images, items)]
     runs = []
-    for name, recipe in recipes.items():
+    for number, (name, recipe) in enumerate(recipes.items(), 1):
+        print(f"{name} (method {number} of {len(recipes)})", flush=True)
         outcome = run_recipe(recipe, folder / name, overwrite=True, backbone=backbone, data=data, name=name)
         runs.append(outcome.summary())
         found = outcome.model.detect(images, PICTURES, score_threshold=SHOWN_SCORE)

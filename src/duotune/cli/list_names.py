@@ -66,6 +66,11 @@ def recipes() -> list[tuple[str, str]]:
 
 def _first_line(target: str) -> str:
     """First line of the docstring of the module in "module:attribute", read without importing it."""
-    spec = importlib.util.find_spec(target.partition(":")[0])
+    try:
+        spec = importlib.util.find_spec(target.partition(":")[0])
+    except (ImportError, ValueError):  # ValueError: __main__ of a script
+        spec = None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return "registered from outside the package"
     text = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
     return text.partition("\n")[0]
