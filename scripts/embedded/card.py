@@ -120,8 +120,8 @@ def card(model: dict, rows: list[dict]) -> str:
             "- Drawing style is weakly represented: see tiny-styles, zero-shot.",
             "- Names outside the emoji vocabulary, sentences, counts and relations beyond left/right mean nothing to it.",
             "- Classes of tiny-mammals, tiny-clothing and tiny-flags have one to three drawings to learn from, so 16 shots "
-            "repeat them in other renderings and gains are small. The other tasks about things take concepts of which five "
-            "drawings or more were kept back.",
+            "repeat them in other renderings. The other tasks about things take concepts of which four drawings or more were "
+            "kept back.",
             "",
             "## How it was made",
             "",
@@ -133,6 +133,8 @@ def card(model: dict, rows: list[dict]) -> str:
             "python pretrain_clip.py --glyphs work/glyphs --tokenizer work/tokenizer --out work/clip --width 192 --minutes 102",
             "python ship.py --clip work/clip --out ../../src/duotune/assets/tiny-clip",
             "python make_tasks.py --glyphs work/glyphs --out ../../src/duotune/assets/tasks",
+            "python gate.py select --out ../../docs/data/embedded_rates.jsonl --tasks "
+            "tiny-food,tiny-transport,tiny-effects,tiny-colours",
             "python gate.py run --out ../../docs/data/embedded.jsonl",
             "python card.py --model ../../src/duotune/assets/tiny-clip --tasks ../../src/duotune/assets/tasks "
             "--results ../../docs/data/embedded.jsonl --docs ../../docs/embedded.md",

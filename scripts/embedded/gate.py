@@ -75,7 +75,7 @@ def table(rows: list[dict]) -> str:
     about = {r["task"]: r for r in rows}
     lines = ["| task | classes | test images | " + " | ".join(methods) + " |", "|---" * (3 + len(methods)) + "|"]
     for name in names:
-        show = lambda v: f"{np.mean(v):.1f}" + (f" ± {np.std(v):.1f}" if len(v) > 1 and np.std(v) > 0 else "")
+        show = lambda v: f"{np.mean(v):.1f}" + (f" ± {np.std(v):.1f}" if len(v) > 1 else "")
         values = [show(cells[name, m]) if (name, m) in cells else "" for m in methods]
         lines.append(f"| {name} | {about[name]['classes']} | {about[name]['images']} | " + " | ".join(values) + " |")
     inside = [n for n in names if n != SHIFTED]
