@@ -75,7 +75,7 @@ def settings_text() -> str:
 def forgetting(rows: list[dict]) -> str:
     before = [r["ap"] for r in rows if r["task"] == SCENES and r["method"] == "zero_shot"]
     text = (
-        f"The row "afterwards" is what the adapted model finds on {SCENES}, the distribution of pre-training, when it is given "
+        f"The row 'afterwards' is what the adapted model finds on {SCENES}, the distribution of pre-training, when it is given "
         "that task's class names; a text prompt is bound to its own caption and cannot. Detached, every model is the "
         "embedded one again."
     )
