@@ -1,8 +1,8 @@
 """A method from outside the package: task residuals (arXiv 2211.10277), registered, trained, saved and loaded.
 
-    logits = exp(logit_scale) · cos(frozen image, t + α x)      t: template text features, x: learnt, starts at zero
+logits = exp(logit_scale) · cos(frozen image, t + α x)      t: template text features, x: learnt, starts at zero
 
-    python examples/third_party_method.py runs/residual
+python examples/third_party_method.py runs/residual
 """
 
 import sys
