@@ -11,15 +11,13 @@ recipes on 16 shots and reports test accuracy. Rows already in the file are not 
 
 from __future__ import annotations
 
-import argparse
-import collections
 import dataclasses
-import json
 import tempfile
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
+from measuring import cells_of, choices, markdown, parser, rows_of, show, sweep
 
 from duotune import load_backbone
 from duotune.data import list_datasets, load_dataset
@@ -61,70 +59,46 @@ def measure(backbone, task: str, method: str, seed: int, settings: dict, on: str
     )
 
 
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def table(rows: list[dict]) -> str:
     """Markdown: mean ± deviation over seeds per task and method, and the mean over tasks."""
-    cells = collections.defaultdict(list)
-    for r in rows:
-        cells[r["task"], r["method"]].append(r["accuracy"])
-    names = sorted({r["task"] for r in rows}, key=lambda t: (t == SHIFTED, t))
-    methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
+    cells = cells_of(rows, "accuracy")
     about = {r["task"]: r for r in rows}
-    lines = ["| task | classes | test images | " + " | ".join(methods) + " |", "|---" * (3 + len(methods)) + "|"]
-    for name in names:
-        show = lambda v: f"{np.mean(v):.1f}" + (f" ± {np.std(v):.1f}" if len(v) > 1 else "")
-        values = [show(cells[name, m]) if (name, m) in cells else "" for m in methods]
-        lines.append(f"| {name} | {about[name]['classes']} | {about[name]['images']} | " + " | ".join(values) + " |")
+    names = sorted(about, key=lambda t: (t == SHIFTED, t))
     inside = [n for n in names if n != SHIFTED]
-    means = [f"{np.mean([np.mean(cells[n, m]) for n in inside if (n, m) in cells]):.1f}" for m in methods]
-    lines.append(f"| mean of {len(inside)} (without {SHIFTED}) | | | " + " | ".join(means) + " |")
-    above = [
-        str(sum(np.mean(cells[n, m]) > np.mean(cells[n, "zero_shot"]) for n in inside if (n, m) in cells))
-        for m in methods
-    ]
-    lines.append("| tasks above zero-shot | | | " + " | ".join(above) + " |")
-    return "\n".join(lines)
+    methods = [m for m in METHODS if any(r["method"] == m for r in rows)]
+    lines = []
+    for name in names:
+        values = [show(cells[name, m]) if (name, m) in cells else "" for m in methods]
+        lines.append([name, str(about[name]["classes"]), str(about[name]["images"]), *values])
+    measured = {m: [n for n in inside if (n, m) in cells] for m in methods}
+    means = [f"{np.mean([np.mean(cells[n, m]) for n in measured[m]]):.1f}" for m in methods]
+    above = [str(sum(np.mean(cells[n, m]) > np.mean(cells[n, "zero_shot"]) for n in measured[m])) for m in methods]
+    lines.append([f"mean of {len(inside)} (without {SHIFTED})", "", "", *means])
+    lines.append(["tasks above zero-shot", "", "", *above])
+    return markdown(["task", "classes", "test images", *methods], lines)
 
 
 def main(args) -> None:
-    torch.set_num_threads(args.threads)
-    tasks = args.tasks.split(",") if args.tasks else [n for n in list_datasets() if n.startswith("tiny-")]
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.what == "table":
         return print(table(rows_of(args.out)))
+    torch.set_num_threads(args.threads)
+    select = args.what == "select"
+    tasks = args.tasks.split(",") if args.tasks else [n for n in list_datasets() if n.startswith("tiny-")]
     backbone = load_backbone(args.backbone, dtype=args.dtype, device="cpu")
-    done = {(r["task"], r["method"], r["seed"], json.dumps(r["settings"])) for r in rows_of(args.out)}
-    for seed in range(1, 2 if args.what == "select" else args.seeds + 1):
-        for task in tasks:
-            for method in args.methods.split(","):
-                if args.what == "select" and method not in GRID or (method == "zero_shot" and seed > 1):
-                    continue
-                for settings in GRID[method] if args.what == "select" else [{}]:
-                    if (task, method, seed, json.dumps(settings)) in done:
-                        continue
-                    row = measure(backbone, task, method, seed, settings, "val" if args.what == "select" else "test")
-                    with open(args.out, "a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(row, flush=True)
-    if args.what == "select":
-        means = collections.defaultdict(list)
-        for r in rows_of(args.out):
-            means[r["method"], json.dumps(r["settings"])].append(r["accuracy"])
-        for (method, settings), values in sorted(means.items()):
-            print(f"{method:13s} {settings:40s} {np.mean(values):5.1f} over {len(values)} tasks")
+    cases = (
+        dict(task=task, method=method, seed=seed, settings=settings, on="val" if select else "test")
+        for seed in range(1, 2 if select else args.seeds + 1)
+        for task in tasks
+        for method in args.methods.split(",")
+        for settings in (GRID.get(method, []) if select else [{}])
+        if seed == 1 or method != "zero_shot"
+    )
+    sweep(args.out, cases, partial(measure, backbone))
+    if select:
+        print(choices(rows_of(args.out), "accuracy"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["select", "run", "table"])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--backbone", default="tiny")
-    parser.add_argument("--dtype", default="bfloat16", help="of the frozen backbone; the prompts stay float32")
-    parser.add_argument("--tasks")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    main(parser.parse_args())
+    options = parser(__doc__, "tiny", METHODS, seeds=5)
+    options.add_argument("--dtype", default="bfloat16", help="of the frozen backbone; the prompts stay float32")
+    main(options.parse_args())

@@ -13,15 +13,13 @@ the backbone's weights do not change.) Rows already in the file are not run agai
 
 from __future__ import annotations
 
-import argparse
-import collections
 import dataclasses
-import json
 import tempfile
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import torch
+from measuring import cells_of, choices, markdown, parser, rows_of, show, sweep
 
 import duotune
 from duotune.data.detection import list_detection_datasets, load_detection
@@ -80,81 +78,48 @@ def measure(backbone, task: str, method: str, seed: int, settings: dict, on: str
     return row
 
 
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def show(values: list[float]) -> str:
-    return f"{np.mean(values):.1f}" + (f" ± {np.std(values):.1f}" if len(values) > 1 and np.std(values) > 0 else "")
-
-
 def table(rows: list[dict]) -> str:
     """Markdown: AP (AP50) per task and method, mean ± deviation over seeds; then AP on tiny-scenes after adapting."""
-    if not any(row["task"] != SCENES for row in rows):
+    ap, ap50, scenes = (cells_of(rows, value) for value in ("ap", "ap50", "scenes"))
+    names = sorted({task for task, _ in ap if task != SCENES})
+    methods = [m for m in METHODS if any((name, m) in ap for name in names)]
+    if not names:
         return "(not measured)"
-    cells = collections.defaultdict(lambda: collections.defaultdict(list))
-    for row in rows:
-        for name in ("ap", "ap50", "scenes"):
-            if name in row:
-                cells[row["task"], row["method"]][name].append(row[name])
-    methods = [m for m in METHODS if any(m == method for _, method in cells)]
-    names = sorted({task for task, _ in cells if task != SCENES})
-    lines = ["| task | " + " | ".join(methods) + " |", "|---" * (1 + len(methods)) + "|"]
+    lines = []
     for name in names:
-        text = [
-            f"{show(cells[name, m]['ap'])} ({np.mean(cells[name, m]['ap50']):.1f})" if (name, m) in cells else ""
-            for m in methods
-        ]
-        lines.append(f"| {name} | " + " | ".join(text) + " |")
-    whole = [n for n in names if all((n, m) in cells for m in methods)]  # means of the same tasks alone compare
-    mean = lambda m, key: [np.mean(cells[n, m][key]) for n in whole if cells[n, m][key]]
-    if not whole:
-        return "\n".join(lines)
-    lines.append(f"| mean AP of {len(whole)} | " + " | ".join(f"{np.mean(mean(m, 'ap')):.1f}" for m in methods) + " |")
-    kept = [f"{np.mean(mean(m, 'scenes')):.1f}" if mean(m, "scenes") else "cannot" for m in methods]
-    lines.append(f"| afterwards, AP on {SCENES} | " + " | ".join(kept) + " |")
+        texts = [f"{show(ap[name, m])} ({np.mean(ap50[name, m]):.1f})" if (name, m) in ap else "" for m in methods]
+        lines.append([name, *texts])
+    whole = [n for n in names if all((n, m) in ap for m in methods)]  # means of the same tasks alone compare
+    mean = lambda cells, m: f"{np.mean([np.mean(cells[n, m]) for n in whole]):.1f}"
+    if whole:
+        lines.append([f"mean AP of {len(whole)}", *(mean(ap, m) for m in methods)])
+        kept = [mean(scenes, m) if (whole[0], m) in scenes else "cannot" for m in methods]
+        lines.append([f"afterwards, AP on {SCENES}", *kept])
     about = {row["method"]: row for row in rows}
-    lines.append("| trained parameters | " + " | ".join(f"{about[m]['parameters']:,}" for m in methods) + " |")
-    return "\n".join(lines)
+    lines.append(["trained parameters", *(f"{about[m]['parameters']:,}" for m in methods)])
+    return markdown(["task", *methods], lines)
 
 
 def main(args) -> None:
-    torch.set_num_threads(args.threads)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     if args.what == "table":
         return print(table(rows_of(args.out)))
-    backbone = duotune.load_backbone(args.backbone, device="cpu")
-    done = {(r["task"], r["method"], r["seed"], json.dumps(r["settings"])) for r in rows_of(args.out)}
+    torch.set_num_threads(args.threads)
     select = args.what == "select"
-    for seed in range(1, 2 if select else args.seeds + 1):
-        for task in args.tasks.split(",") if args.tasks else [SCENES, *tasks()]:
-            for method in args.methods.split(","):
-                if (select and method not in GRID) or (method == "zero_shot" and seed > 1):
-                    continue
-                if task == SCENES and (select or method != "zero_shot"):
-                    continue  # it has no training pictures
-                for settings in GRID[method] if select else [{}]:
-                    if (task, method, seed, json.dumps(settings)) in done:
-                        continue
-                    row = measure(backbone, task, method, seed, settings, "val" if select else "test")
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(row, flush=True)
+    named = args.tasks.split(",") if args.tasks else [SCENES, *tasks()]
+    backbone = duotune.load_backbone(args.backbone, device="cpu")
+    cases = (
+        dict(task=task, method=method, seed=seed, settings=settings, on="val" if select else "test")
+        for seed in range(1, 2 if select else args.seeds + 1)
+        for task in named
+        for method in args.methods.split(",")
+        for settings in (GRID.get(method, []) if select else [{}])
+        if (seed == 1 or method != "zero_shot")
+        and (task != SCENES or (method == "zero_shot" and not select))  # it has no training pictures
+    )
+    sweep(args.out, cases, partial(measure, backbone))
     if select:
-        means = collections.defaultdict(list)
-        for row in rows_of(args.out):
-            means[row["method"], json.dumps(row["settings"])].append(row["ap"])
-        for (method, settings), values in sorted(means.items()):
-            print(f"{method:13s} {settings:40s} {np.mean(values):5.1f} over {len(values)} tasks")
+        print(choices(rows_of(args.out), "ap"))
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["select", "run", "table"])
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--backbone", default="tiny-glip")
-    parser.add_argument("--tasks")
-    parser.add_argument("--methods", default=",".join(METHODS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    main(parser.parse_args())
+    main(parser(__doc__, "tiny-glip", METHODS, seeds=3).parse_args())
