@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -37,6 +38,24 @@ class MethodConfig:
         yield from misfits(cls, values, what or f"setting of {cls.__name__}")
         # `faults` compares numbers: it sees the values whose types fit, and defaults in the others' places
         yield from cls(**{k: v for k, v in values.items() if not any(misfits(cls, {k: v}, ""))}).faults()
+
+    def not_positive(self, *names: str) -> Iterator[str]:
+        """Faults of settings, such as learning rates, that must be positive and finite."""
+        for name in names:
+            if not 0 < (value := getattr(self, name)) < math.inf:
+                yield f"{name} must be positive{'' if value <= 0 else ' and finite'}, not {value}"
+
+    def negative(self, *names: str) -> Iterator[str]:
+        """Faults of settings, such as weights and numbers of epochs, that must be finite and may be 0 but not less."""
+        for name in names:
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                yield f"{name} must {'not be negative' if value < 0 else 'be finite'}, not {value}"
+
+    def below_one(self, *names: str) -> Iterator[str]:
+        """Faults of settings, such as numbers of tokens, that must be at least 1."""
+        for name in names:
+            if getattr(self, name) < 1:
+                yield f"{name} must be at least 1, not {getattr(self, name)}"
 
     def validate(self) -> None:
         """Raises ConfigError with every fault at once."""

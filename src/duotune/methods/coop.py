@@ -51,14 +51,11 @@ class TextContextConfig(MethodConfig):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        if self.num_context_tokens < 1:
-            yield f"num_context_tokens must be at least 1, not {self.num_context_tokens}"
+        yield from self.below_one("num_context_tokens")
         if self.position not in POSITIONS:
             yield f"position must be one of {', '.join(POSITIONS)}, not {self.position!r}"
-        if not 0 < self.text_lr < float("inf"):
-            yield f"text_lr must be positive, not {self.text_lr}"
-        if self.text_warmup_epochs < 0:
-            yield f"text_warmup_epochs must not be negative, not {self.text_warmup_epochs}"
+        yield from self.not_positive("text_lr")
+        yield from self.negative("text_warmup_epochs")
 
 
 class TextContext(nn.Module):

@@ -30,8 +30,8 @@ class DetectionLinearProbeConfig(MethodConfig):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        if self.lr <= 0:
-            yield f"lr must be positive, not {self.lr}"
+        yield from self.not_positive("lr")
+        yield from self.negative("warmup_epochs")
 
 
 class DetectionLinearProbe(DetectionMethod):

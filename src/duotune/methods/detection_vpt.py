@@ -35,10 +35,9 @@ class DetectionVPTConfig(MethodConfig):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        if self.num_visual_tokens < 1:
-            yield f"num_visual_tokens must be at least 1, not {self.num_visual_tokens}"
-        if self.visual_lr <= 0:
-            yield f"visual_lr must be positive, not {self.visual_lr}"
+        yield from self.below_one("num_visual_tokens")
+        yield from self.not_positive("visual_lr")
+        yield from self.negative("visual_warmup_epochs")
 
 
 class DetectionVPT(DetectionMethod):

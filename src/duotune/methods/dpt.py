@@ -67,11 +67,8 @@ class DPTConfig(VLPConfig):
             yield "dpt needs deep visual prompts (deep=True)"
         if self.class_aware_from < 0:
             yield f"class_aware_from must be 0 (last layer) or a layer counted from 1, not {self.class_aware_from}"
-        if self.num_candidates < 1:
-            yield f"num_candidates must be at least 1, not {self.num_candidates}"
-        for name in ("num_extra_tokens", "guidance_epochs", "guidance_weight", "aux_loss_weight"):
-            if getattr(self, name) < 0:
-                yield f"{name} must not be negative, not {getattr(self, name)}"
+        yield from self.below_one("num_candidates")
+        yield from self.negative("num_extra_tokens", "guidance_epochs", "guidance_weight", "aux_loss_weight")
 
 
 class _LayerPrompts:

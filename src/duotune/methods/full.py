@@ -32,9 +32,8 @@ class FullConfig(MethodConfig):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        for name in ("lr", "text_lr"):
-            if getattr(self, name) <= 0:
-                yield f"{name} must be positive, not {getattr(self, name)}"
+        yield from self.not_positive("lr", "text_lr")
+        yield from self.negative("warmup_epochs")
 
 
 class Full(DetectionMethod):

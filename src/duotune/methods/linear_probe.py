@@ -32,10 +32,11 @@ class LinearProbeConfig(MethodConfig):
     warmup_epochs: int = 1
 
     def faults(self) -> Iterator[str]:
+        yield from super().faults()
         if self.init not in ("zeros", "text"):
             yield f"init must be 'zeros' or 'text', not {self.init!r}"
-        if not 0 < self.lr < float("inf"):
-            yield f"lr must be positive, not {self.lr}"
+        yield from self.not_positive("lr")
+        yield from self.negative("warmup_epochs")
 
 
 class LinearProbe(Method):

@@ -55,16 +55,15 @@ class SDPTConfig(MethodConfig):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        if self.num_prototype_tokens < 1:
-            yield f"num_prototype_tokens must be at least 1, not {self.num_prototype_tokens}"
+        yield from self.below_one("num_prototype_tokens")
         if self.layers is not None and (not self.layers or len(set(self.layers)) < len(self.layers)):
             yield f"layers must be different numbers of fusion layers, at least one, not {self.layers}"
         if self.visible not in VISIBLE:
             yield f"visible must be one of {', '.join(VISIBLE)}, not {self.visible!r}"
         if self.init not in INITS:
             yield f"init must be one of {', '.join(INITS)}, not {self.init!r}"
-        if self.lr <= 0:
-            yield f"lr must be positive, not {self.lr}"
+        yield from self.not_positive("lr")
+        yield from self.negative("warmup_epochs")
 
 
 class SDPT(DetectionMethod):

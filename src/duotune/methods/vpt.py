@@ -39,12 +39,9 @@ class VisualPromptConfig(MethodConfig):
 
     def faults(self) -> Iterator[str]:
         yield from super().faults()
-        if self.num_visual_tokens < 1:
-            yield f"num_visual_tokens must be at least 1, not {self.num_visual_tokens}"
-        if not 0 < self.visual_lr < float("inf"):
-            yield f"visual_lr must be positive, not {self.visual_lr}"
-        if self.visual_warmup_epochs < 0:
-            yield f"visual_warmup_epochs must not be negative, not {self.visual_warmup_epochs}"
+        yield from self.below_one("num_visual_tokens")
+        yield from self.not_positive("visual_lr")
+        yield from self.negative("visual_warmup_epochs")
 
 
 class VisualPrompts(nn.Module):
