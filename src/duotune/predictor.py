@@ -21,8 +21,24 @@ from .model import PromptedDetector, PromptedModel
 from .training.features import evaluation_transform
 
 
+class _Told:
+    """What predictions of both kinds say of themselves."""
+
+    source: str
+    error: str | None
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.error or self._found()}"
+
+    def _found(self) -> str:
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class Prediction:
+class Prediction(_Told):
     """The likeliest classes of one picture.
 
     Attributes:
@@ -37,18 +53,12 @@ class Prediction:
     probabilities: tuple[float, ...]
     error: str | None = None
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
-
-    def __str__(self) -> str:
-        if self.error:
-            return f"{self.source}: {self.error}"
-        classes = ", ".join(f"{name} {100 * p:.1f} %" for name, p in zip(self.names, self.probabilities))
-        return f"{self.source}: {classes}"
+    def _found(self) -> str:
+        return ", ".join(f"{name} {100 * p:.1f} %" for name, p in zip(self.names, self.probabilities))
 
 
 @dataclass(frozen=True)
-class BoxesFound:
+class BoxesFound(_Told):
     """What a detector found in one picture.
 
     Attributes:
@@ -68,24 +78,22 @@ class BoxesFound:
     names: tuple[str, ...] = ()
     error: str | None = None
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+    def _found(self) -> str:
+        rows = zip(self.texts, self.boxes)
+        return (
+            "; ".join(f"{text} at {', '.join(f'{side:.0f}' for side in box)}" for text, box in rows) or "nothing found"
+        )
 
-    def __str__(self) -> str:
-        if self.error:
-            return f"{self.source}: {self.error}"
-        found = [
-            f"{name} {score:.2f} at {', '.join(f'{side:.0f}' for side in box)}"
-            for name, score, box in zip(self.names, self.scores, self.boxes)
-        ]
-        return f"{self.source}: {'; '.join(found) or 'nothing found'}"
+    @property
+    def texts(self) -> list[str]:
+        """What is drawn beside each box: its name and score."""
+        return [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
 
     def draw(self, image: Image.Image) -> Image.Image:
         """A copy of the picture with its boxes, names and scores. Raises DataError for a picture of another size."""
         if image.size != (self.width, self.height):
             raise DataError(f"the boxes belong to a picture of {self.width} x {self.height} pixels, not {image.size}")
-        texts = [f"{name} {score:.2f}" for name, score in zip(self.names, self.scores)]
-        return draw_boxes(image, self.boxes, texts, self.labels)
+        return draw_boxes(image, self.boxes, self.texts, self.labels)
 
 
 class Predictor:

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from duotune.data import ClassificationData, ImageItem
-from duotune.data.sampling import few_shot, split
+from duotune.data.sampling import few_shot, split, spread
 from duotune.errors import ConfigError, DataError
 
 
@@ -76,6 +76,12 @@ def test_repeat_repeats_in_turn():
     ones = [i for i in data.train if i.label == 1]
     assert len(ones) == 8 and ones[:3] == ones[3:6] and len(set(ones)) == 3
     assert len({i for i in data.train if i.label == 0}) == 8
+
+
+def test_spread_takes_items_at_even_distances_with_both_ends():
+    assert spread(range(101), 5) == [0, 25, 50, 75, 100]
+    assert spread("abc", 7) == ["a", "b", "c"] and spread("abc", 3) == ["a", "b", "c"]
+    assert spread("abc", 1) == ["a"] and spread("", 3) == [] and spread("abc", 0) == []
 
 
 def test_split_is_stratified_disjoint_complete():

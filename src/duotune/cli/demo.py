@@ -12,7 +12,7 @@ from pathlib import Path
 from ..recipes import Recipe, load_recipe
 from .demo_detection import compare_detectors, detection_recipes
 from .options import option, quiet
-from .output import counted, size, table
+from .output import aligned, counted, size, table
 
 HELP = "compare methods on embedded models and data: CoOp, VPT, VLP, DPT; SDPT and others on a detector"
 TASK = "tiny-effects"
@@ -63,7 +63,7 @@ def _compare(options: Options, recipes: dict[str, Recipe], detectors: dict[str, 
         "template": data.template,
         "seed": options.seed,
     }
-    print("\n".join(f"{key + ':':<10}{value}" for key, value in about.items()), flush=True)
+    print(aligned(about), flush=True)
     outcomes = [
         run_recipe(recipe, folder / name, overwrite=True, backbone=backbone, data=data, name=name)
         for name, recipe in recipes.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def table(rows: Sequence[Sequence[object]], header: Sequence[str] | None = None, indent: int = 0) -> str:
@@ -20,6 +20,11 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str] | None = None,
         if header and number == 0:
             text.append(" " * indent + "  ".join("-" * w for w in widths))
     return "\n".join(text)
+
+
+def aligned(about: Mapping[str, object]) -> str:
+    """Lines "key:      value" with the values below each other."""
+    return "\n".join(f"{key + ':':<10}{value}" for key, value in about.items())
 
 
 def _is_number(cell: str) -> bool:

@@ -8,12 +8,14 @@ its place in its class's sorted list: where the data set lies and the order of l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from ..errors import ConfigError, DataError
 from .base import ClassificationData, ImageItem, first_few
 
+T = TypeVar("T")
 MAX_VAL_SHOTS = 4  # CoOp (Zhou et al., IJCV 2022) validates on min(shots, 4) pictures per class; so do its followers
 
 
@@ -23,6 +25,12 @@ def shuffled(items: list[ImageItem], *salt: object) -> list[ImageItem]:
     digest = lambda position: hashlib.sha256(f"{prefix}:{position}".encode()).digest()
     ordered = sorted(items, key=lambda item: item.key)
     return [ordered[i] for i in sorted(range(len(ordered)), key=digest)]
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Up to `count` of the items at even distances, the first and the last among them (of one: the first)."""
+    count = min(count, len(items))
+    return [items[round(i * (len(items) - 1) / max(1, count - 1))] for i in range(count)]
 
 
 def by_label(items: Iterable[ImageItem]) -> dict[int, list[ImageItem]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from ..data import ClassificationData, load_dataset
 from ..data.detection import DetectionData, load_detection
 from ..data.detection.torch_dataset import check_detection_images
 from ..data.images import open_image
+from ..data.sampling import spread
 from ..data.torch_dataset import check_images
 from ..errors import ArtifactError, ConfigError, DataError, DuotuneError
 from ..model import PromptedDetector, PromptedModel, attach
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 CHECKPOINTS, WRITTEN = "checkpoints", "recipe.yaml"
 RATES = "has no effect; every kind of prompt has its own rate and warm-up, such as --set text_lr=0.002"
-SHOWN_SCORE = 0.3  # of boxes in a report's pictures
 FIXED = {
     "output_dir": "is set by --out",
     "disable_tqdm": "follows the terminal",
@@ -286,8 +286,7 @@ def _values(recipe: Recipe) -> dict[str, Any]:
 def examples(outcomes: Sequence[Outcome], count: int = 12) -> list[Example]:
     """Up to `count` test pictures spread over the classes, with what every outcome's model says about each."""
     data = outcomes[0].data
-    count = min(count, len(data.test))
-    items = [data.test[round(i * (len(data.test) - 1) / max(1, count - 1))] for i in range(count)]
+    items = spread(data.test, count)
     images = [open_image(item) for item in items]
     said = {outcome.name: outcome.model.classify(images, top_k=1) for outcome in outcomes}
     return [
@@ -300,24 +299,34 @@ def examples(outcomes: Sequence[Outcome], count: int = 12) -> list[Example]:
     ]
 
 
-def scenes(outcomes: Sequence[Outcome], count: int = 6) -> list[dict[str, Image]]:
-    """Up to `count` test pictures of detectors: title ("truth", then each outcome's name) -> picture with boxes."""
+def scenes(
+    outcomes: Sequence[Outcome], count: int = 6, score_threshold: float = 0.3, enlarged: int = 1
+) -> list[dict[str, Image]]:
+    """Up to `count` test pictures of detectors: title ("truth", then each outcome's name) -> picture with boxes.
+
+    Args:
+        score_threshold: 0..1; boxes with a lower score are not drawn.
+        enlarged: how many times larger the pictures are drawn than they are.
+    """
     from ..data.detection.torch_dataset import open_detection_image
     from ..drawing import draw_boxes
     from ..predictor import Predictor
 
     data = outcomes[0].data
-    count = min(count, len(data.test))
-    items = [data.test[round(i * (len(data.test) - 1) / max(1, count - 1))] for i in range(count)]
+    items = spread(data.test, count)
     images = [open_detection_image(item) for item in items]
-    names = [[data.class_names[label] for label in item.labels] for item in items]
-    rows = [
-        {"truth": draw_boxes(image, item.boxes.tolist(), texts, item.labels.tolist())}
-        for image, item, texts in zip(images, items, names)
-    ]
+
+    def drawn(image: Image, boxes: Iterable[Sequence[float]], texts: Sequence[str], labels: Sequence[int]) -> Image:
+        large = image.resize((image.width * enlarged, image.height * enlarged))
+        return draw_boxes(large, [[side * enlarged for side in box] for box in boxes], texts, labels)
+
+    rows = []
+    for image, item in zip(images, items):
+        names = [data.class_names[label] for label in item.labels]
+        rows.append({"truth": drawn(image, item.boxes.tolist(), names, item.labels.tolist())})
     for outcome in outcomes:
-        for row, image, found in zip(rows, images, Predictor(outcome.model).detect(images, SHOWN_SCORE)):
-            row[outcome.name] = found.draw(image)
+        for row, image, found in zip(rows, images, Predictor(outcome.model).detect(images, score_threshold)):
+            row[outcome.name] = drawn(image, found.boxes, found.texts, found.labels)
     return rows
 
 

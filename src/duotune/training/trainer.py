@@ -35,6 +35,7 @@ from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from .. import artifacts
 from ..data.base import ClassificationData, ImageItem
+from ..data.sampling import spread
 from ..data.torch_dataset import ImageDataset, check_images
 from ..data.transforms import Transform
 from ..errors import ArtifactError, ConfigError, TrainingError
@@ -411,7 +412,7 @@ class PromptTrainer(Trainer):
         for dataset in (self.train_dataset, self.eval_dataset):
             if dataset is None or isinstance(dataset, dict):
                 continue
-            order = np.linspace(0, len(dataset) - 1, min(len(dataset), PROBE_IMAGES)).astype(int).tolist()
+            order = spread(range(len(dataset)), PROBE_IMAGES)
             workers = 0 if isinstance(dataset, FeatureDataset) else min(2, self.args.dataloader_num_workers)
             size = self.args.per_device_eval_batch_size
             loader = DataLoader(dataset, size, sampler=order, num_workers=workers, collate_fn=self.data_collator)
