@@ -2,10 +2,14 @@
 
 import errno
 import json
+import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.testing import assert_close
 from transformers import TrainerCallback
@@ -14,7 +18,7 @@ from duotune import attach
 from duotune.data.torch_dataset import ImageDataset
 from duotune.errors import ArtifactError, ConfigError, DataError, TrainingError
 from duotune.training import PromptTrainer, PromptTrainingArguments, last_checkpoint
-from duotune.training import trainer as trainer_module
+from duotune.training.checkpoints import why_not_written
 from duotune.training.features import FeatureDataset, PixelsAndFeatures, train_transform
 
 
@@ -354,7 +358,7 @@ def test_no_space_leaves_earlier_checkpoints_usable(tiny_clip, picture_data, tmp
 
     with monkeypatch.context() as patch:
         if place == "weights":
-            patch.setattr(trainer_module, "save_file", failing(trainer_module.save_file))
+            patch.setattr(safetensors.torch, "save_file", failing(safetensors.torch.save_file))
         elif place == "optimizer":
             method = PromptTrainer._save_optimizer_and_scheduler
             patch.setattr(PromptTrainer, "_save_optimizer_and_scheduler", failing(method))
@@ -362,11 +366,22 @@ def test_no_space_leaves_earlier_checkpoints_usable(tiny_clip, picture_data, tmp
             from transformers import TrainerState
 
             patch.setattr(TrainerState, "save_to_json", failing(TrainerState.save_to_json))
-        with pytest.raises(TrainingError, match="checkpoint-3.*No space left.*checkpoint-2.*resume"):
+        with pytest.raises(TrainingError, match="checkpoint-3: no space left on the disk; .*checkpoint-2; free"):
             PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data).train()
     assert not (tmp_path / "checkpoint-3").exists()
     trainer = PromptTrainer(make(tiny_clip, "coop", picture_data), args, picture_data)
     assert trainer.train(resume_from_checkpoint=True).global_step == 12
+
+
+def test_a_full_disk_is_told_in_our_words(tmp_path, monkeypatch):
+    of_safetensors = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    of_torch = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534\nmore")
+    assert why_not_written(OSError(errno.EDQUOT, "Disk quota exceeded"), tmp_path) == "no space left on the disk"
+    assert why_not_written(of_safetensors, tmp_path) == "no space left on the disk"
+    assert why_not_written(of_torch, tmp_path) == str(of_torch).partition("\n")[0]
+    assert why_not_written(PermissionError(errno.EACCES, "Permission denied"), tmp_path) == "Permission denied"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=512))
+    assert why_not_written(of_torch, tmp_path) == "no space left on the disk"
 
 
 def test_ctrl_c_leaves_usable_checkpoints(tiny_clip, picture_data, tmp_path):

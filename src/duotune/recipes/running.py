@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from tqdm.auto import tqdm
-from transformers import PrinterCallback, ProgressCallback, TrainerCallback
+from transformers import PrinterCallback, TrainerCallback
 
 from .. import artifacts
 from ..backbones import Backbone
@@ -216,17 +215,12 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
         trainer = PromptTrainer(model, arguments, data)
         if recipe.shots:
             trainer.drawn = {"num_shots": recipe.shots, "shots_seed": recipe.seed}
-        trainer.remove_callback(ProgressCallback)
         trainer.remove_callback(PrinterCallback)
-        bar = EpochBar(name or recipe.method, disable=not progress)
-        trainer.add_callback(bar)
+        trainer.bar.name = name or recipe.method
         for reason in trainer.broken.values():
             say(f"skipped: {reason}")
         trainer.add_callback(_Begin(lambda: write_text(folder / WRITTEN, written)))
-        try:
-            trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
-        finally:
-            bar.close()
+        trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
         trainer.save_artifact(folder)
         curve, broken = list(trainer.state.log_history), dict(trainer.broken)
     else:
@@ -354,37 +348,7 @@ class _Begin(TrainerCallback):
             self.do()
 
 
-class EpochBar(TrainerCallback):
-    """One progress bar over all steps, with the latest loss; transformers' own writes a line per epoch as well."""
-
-    def __init__(self, name: str, disable: bool = False):
-        self.name, self.disable, self.bar = name, disable, None
-
-    def on_train_begin(self, args, state, control, **_):
-        self.bar = tqdm(
-            total=state.max_steps,
-            initial=state.global_step,
-            desc=self.name,
-            unit="step",
-            disable=self.disable,
-            dynamic_ncols=True,
-        )
-
-    def on_step_end(self, args, state, control, **_):
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if self.bar is not None and "loss" in (logs or {}):
-            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}", refresh=False)
-
-    def close(self) -> None:
-        """End the bar's line; also where training ends early."""
-        if self.bar is not None:
-            self.bar.close()
-
-
 __all__ = [
-    "EpochBar",
     "Outcome",
     "artifact_bytes",
     "examples",

@@ -12,7 +12,7 @@ _LAZY = {
     "PromptTrainer": ".trainer",
     "PromptTrainingArguments": ".arguments",
     "frozen_features": ".features",
-    "last_checkpoint": ".trainer",
+    "last_checkpoint": ".checkpoints",
 }
 
 __all__ = [
@@ -28,9 +28,10 @@ __all__ = [
 if TYPE_CHECKING:
     from .arguments import PromptTrainingArguments
     from .cache import FeatureCache
+    from .checkpoints import last_checkpoint
     from .detection import DetectionTrainer, DetectionTrainingArguments
     from .features import frozen_features
-    from .trainer import PromptTrainer, last_checkpoint
+    from .trainer import PromptTrainer
 
 
 def __getattr__(name: str):

@@ -30,7 +30,8 @@ from ..metrics import BoxPrediction, DetectionMetrics
 from ..model import PromptedDetector
 from .arguments import PromptTrainingArguments
 from .detection_features import DetectionCollator, MapsDataset, MapStore, SizeGroupedSampler, with_maps
-from .trainer import EpochSampler, PromptTrainer
+from .order import EpochSampler
+from .trainer import PromptTrainer
 
 logger = logging.getLogger(__name__)
 

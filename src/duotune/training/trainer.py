@@ -14,22 +14,18 @@ from __future__ import annotations
 
 import copy
 import errno
-import json
 import logging
 import math
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalPrediction, TrainOutput
 
@@ -41,15 +37,17 @@ from ..data.transforms import Transform
 from ..errors import ArtifactError, ConfigError, TrainingError
 from ..methods.base import Progress
 from ..model import PromptedDetector, PromptedModel
+from . import checkpoints
 from .arguments import PromptTrainingArguments
 from .cache import FeatureCache
+from .callbacks import RunBar, TellEpoch
+from .checkpoints import items_identity, last_checkpoint
 from .features import FeatureDataset, PixelsAndFeatures, collate, evaluation_transform, frozen_features, train_transform
-from .identity import differences, items_identity
+from .order import EpochSampler
 from .schedule import epoch_schedule, learning_rate, optimizer_groups
 
 logger = logging.getLogger(__name__)
 
-STATE, IDENTITY, TRAINER_STATE = "model.safetensors", "checkpoint.json", "trainer_state.json"
 PROBE_IMAGES = 1024
 
 # transformers warns when two checkpoints are less than a second old and falls back to their numbers: ours are kilobytes
@@ -72,6 +70,7 @@ class PromptTrainer(Trainer):
 
     Attributes:
         cache: the `FeatureCache`, or None.
+        bar: the `RunBar`, shown unless `args.disable_tqdm`; `remove_callback(ProgressCallback)` takes it away.
         drawn: how the training images were drawn ("num_shots", "shots_seed"); part of what checkpoints are known by.
             Whoever draws them before handing `data` in may say so here.
         broken: name of each image that was skipped -> why.
@@ -136,16 +135,11 @@ class PromptTrainer(Trainer):
             compute_metrics=compute_metrics or accuracy_metric,
             **others,
         )
-        self.add_callback(_TellEpoch(self))
+        self.add_callback(TellEpoch(self))
+        self.bar = RunBar()
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
-            self.add_callback(OneBar)
-
-    def remove_callback(self, callback) -> None:
-        """As in transformers; its `ProgressCallback` means the bar that stands in for it, too."""
-        super().remove_callback(callback)
-        if callback is ProgressCallback:
-            super().remove_callback(OneBar)
+            self.add_callback(self.bar)
 
     @staticmethod
     def _check_classes(model: PromptedModel, data: Any) -> None:
@@ -293,9 +287,13 @@ class PromptTrainer(Trainer):
             return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **others)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise TrainingError(f"no space left ({error}); {self._where_to_go_on()}; free some space") from error
+                where = f"of {error.filename}" if error.filename else "that is written to"
+                raise TrainingError(
+                    f"no space left on the disk {where}; {self._where_to_go_on()}; free some space"
+                ) from error
             raise
         finally:
+            self.bar.close()
             # accelerate leaves an autocast wrapper around forward (bf16); predictions are to be the model's own
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model_wrapped = self.model
@@ -312,27 +310,25 @@ class PromptTrainer(Trainer):
         try:
             super()._save_checkpoint(model, trial)
         except BaseException as error:
-            # trainer_state.json is written last: without it a folder is no checkpoint
-            if self.args.should_save and not _is_complete(folder):
+            why = checkpoints.why_not_written(error, folder)  # before what was written of it is gone
+            if self.args.should_save and not checkpoints.is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)
             if isinstance(error, (OSError, SafetensorError, RuntimeError)) and not isinstance(error, TrainingError):
                 raise TrainingError(
-                    f"cannot write the checkpoint {folder}: {error}; {self._where_to_go_on()}; "
-                    "free some space and resume"
+                    f"cannot write the checkpoint {folder}: {why}; {self._where_to_go_on()}; free some space and resume"
                 ) from error
             raise
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
-        state = {k: v.detach().cpu().contiguous() for k, v in _each_once(self.model.method.state_dict()).items()}
+        state = checkpoints.each_once(self.model.method.state_dict())
+        state = {k: v.detach().cpu().contiguous() for k, v in state.items()}
         if broken := sorted(k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()):
             raise TrainingError(
                 f"{broken[0]} holds NaN or infinity after step {self.state.global_step}; {self._where_to_go_on()}; "
                 "try lower learning rates"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(state, folder / STATE, metadata={"format": "pt"})
-        (folder / IDENTITY).write_text(json.dumps(self._identity(), indent=2))
+        checkpoints.write(folder, state, self._identity())
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to go on as if it had never stopped."""
@@ -363,34 +359,11 @@ class PromptTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        if not _is_complete(folder):
-            raise ArtifactError(f"{folder} is no complete checkpoint; expected {STATE}, {IDENTITY}, {TRAINER_STATE}")
-        try:
-            saved = json.loads((folder / IDENTITY).read_text())
-        except (OSError, ValueError) as error:
-            raise ArtifactError(
-                f"cannot read {folder / IDENTITY} ({error}); resume from an earlier checkpoint"
-            ) from error
-        if changed := differences(saved, json.loads(json.dumps(self._identity()))):
-            raise ArtifactError(
-                f"{folder} is of another run: {'; '.join(changed)}; resume with the settings it was trained with, or "
-                "train anew"
-            )
-        self._restore(folder)
+        checkpoints.check_resumable(folder, self._identity())
+        checkpoints.restore(self.model, folder)
 
     def _load_best_model(self) -> None:
-        self._restore(Path(self.state.best_model_checkpoint))
-
-    def _restore(self, folder: Path) -> None:
-        try:
-            tensors = load_file(folder / STATE)
-        except (OSError, SafetensorError) as error:
-            raise ArtifactError(f"cannot read {folder / STATE} ({error}); resume from an earlier checkpoint") from error
-        method = self.model.method
-        own = _each_once(method.state_dict())
-        artifacts.check_tensors(str(folder / STATE), tensors, own, self.model.method_name)
-        method.load_state_dict(tensors, strict=False)  # names of shared tensors are complete with one of them
-        method.train(method.training)  # what was derived from the weights is forgotten
+        checkpoints.restore(self.model, Path(self.state.best_model_checkpoint))
 
     # the artifact
 
@@ -419,84 +392,7 @@ class PromptTrainer(Trainer):
             yield from loader
 
 
-class EpochSampler(Sampler[int]):
-    """A permutation of range(n) that depends on seed and epoch alone.
-
-    Args:
-        epoch: called at the start of every pass.
-    """
-
-    def __init__(self, n: int, seed: int, epoch: Callable[[], int]):
-        self.n, self.seed, self.epoch = n, seed, epoch
-
-    def __len__(self) -> int:
-        return self.n
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng([self.seed, self.epoch()]).permutation(self.n).tolist())
-
-
-class _TellEpoch(TrainerCallback):
-    """Tells the training dataset its epoch before anything is read from it."""
-
-    def __init__(self, trainer: PromptTrainer):
-        self.trainer = trainer
-
-    def on_epoch_begin(self, args, state, control, **_):
-        if hasattr(self.trainer.train_dataset, "set_epoch"):
-            self.trainer.train_dataset.set_epoch(self.trainer.progress.epoch)
-
-
-class OneBar(ProgressCallback):
-    """One bar for the run, the newest numbers beside it; transformers' own prints a dictionary per epoch."""
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        self.numbers: dict[str, str] = {}
-        if self.training_bar is not None:
-            self.training_bar.set_description("training")
-
-    def on_prediction_step(self, *args, **kwargs):
-        pass
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        shown = {"loss": "loss", "eval_loss": "val loss", "eval_accuracy": "val accuracy", "eval_ap": "val AP"}
-        if state.is_world_process_zero and self.training_bar is not None:
-            self.numbers |= {shown[k]: f"{v:.4g}" for k, v in (logs or {}).items() if k in shown}
-            self.training_bar.set_postfix(self.numbers)
-
-
 def accuracy_metric(prediction: EvalPrediction) -> dict[str, float]:
     """{"accuracy": % of images whose highest logit is their class}."""
     logits = prediction.predictions[0] if isinstance(prediction.predictions, tuple) else prediction.predictions
     return {"accuracy": 100 * float((logits.argmax(-1) == prediction.label_ids).mean())}
-
-
-def _each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without further names of the same tensor: layers of a fully trained copy may share weights."""
-    seen: set[tuple[int, tuple[int, ...], tuple[int, ...]]] = set()
-    kept = {}
-    for name, tensor in state.items():
-        place = tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
-        if tensor.numel() == 0 or place not in seen:
-            seen.add(place)
-            kept[name] = tensor
-    return kept
-
-
-def _is_complete(folder: Path) -> bool:
-    try:
-        json.loads((folder / TRAINER_STATE).read_text())
-    except (OSError, ValueError):
-        return False
-    return (folder / STATE).is_file() and (folder / IDENTITY).is_file()
-
-
-def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
-    """The complete checkpoint with the most steps in a folder; unfinished ones are passed over."""
-    found = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in Path(output_dir).glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdigit() and _is_complete(path)
-    ]
-    return str(max(found)[1]) if found else None
