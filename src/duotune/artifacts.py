@@ -81,7 +81,8 @@ class ArtifactInfo:
         if missing := sorted(set(known) - {"versions", "num_trained"} - set(values)):
             raise KeyError(f"no {', '.join(missing)}")
         whole = ("num_parameters", "num_bytes") + (("num_trained",) if values.get("num_trained") is not None else ())
-        kinds = dict.fromkeys(("method", "backbone", "fingerprint", "sha256"), (str, "text"))
+        kinds: dict[str, tuple[Any, str]] = {}
+        kinds |= dict.fromkeys(("method", "backbone", "fingerprint", "sha256"), (str, "text"))
         kinds |= dict.fromkeys(whole, (int, "whole number")) | {"class_names": (list | tuple, "list")}
         kinds |= dict.fromkeys(("config", "tensors", "versions"), (Mapping, "object"))
         for name, (kind, word) in kinds.items():

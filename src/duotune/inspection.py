@@ -43,7 +43,7 @@ def nearest_words(model: PromptedModel, top_k: int = 3, class_name: str | None =
     import torch
 
     text = getattr(model.method, "text", None)
-    if not hasattr(text, "context"):
+    if text is None or not hasattr(text, "context"):
         return []
     if class_name is not None and class_name not in model.class_names:
         raise ConfigError(f"no class {class_name!r}; known: {', '.join(model.class_names)}")

@@ -83,7 +83,7 @@ class PromptedModel(nn.Module):
 class PromptedDetector(PromptedModel):
     """A frozen detector with a method attached."""
 
-    def forward(
+    def forward(  # type: ignore[override]  # called by keywords; a detector reads others
         self,
         pixel_values: Tensor | None = None,
         captions: Sequence[Caption] | None = None,
@@ -217,11 +217,11 @@ def attach(
     else:
         ports, name = backbone.ports, backbone.name
     kind = choose_method(method, name, ports)
-    settings = kind.Config.from_dict({**(config or {}), **settings})
+    checked = kind.Config.from_dict({**(config or {}), **settings})
     if isinstance(backbone, str):
         backbone = load_backbone(backbone)
     whole = PromptedDetector if isinstance(backbone, Detector) else PromptedModel
-    model = whole(backbone, kind(settings), method)
+    model = whole(backbone, kind(checked), method)
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

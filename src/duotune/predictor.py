@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ class _Told:
     error: str | None
 
     def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+        return json.dumps(vars(self), ensure_ascii=False)
 
     def __str__(self) -> str:
         return f"{self.source}: {self.error or self._found()}"
@@ -143,12 +142,12 @@ class Predictor:
             raise PortError(f"{self.model.backbone.name} is a detector; use detect(images) instead of classify")
         if top_k < 1 or batch_size < 1:
             raise ConfigError(f"top_k and batch_size must be at least 1, not {top_k} and {batch_size}")
-        predictions: list[Prediction | None] = []
+        predictions: list[Prediction] = []
         waiting: list[tuple[int, str, np.ndarray]] = []
         for source, image, error in self._pictures(images, "classify", self.transform):
             if error is None:
                 waiting.append((len(predictions), source, image))
-            predictions.append(None if error is None else Prediction(source, (), (), error))
+            predictions.append(Prediction(source, (), (), error))  # read ones are replaced when their batch is full
             if len(waiting) == batch_size:
                 self._classify_batch(waiting, predictions, top_k)
         self._classify_batch(waiting, predictions, top_k)

@@ -7,7 +7,7 @@ adds to them from outside the package.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from .errors import ConfigError, UnknownNameError
@@ -18,10 +18,10 @@ class Registry:
 
     Args:
         kind: what the names name, for error messages ("method").
-        table: name -> "package.module:attribute".
+        table: name -> "package.module:attribute", or the object itself.
     """
 
-    def __init__(self, kind: str, table: dict[str, str]):
+    def __init__(self, kind: str, table: Mapping[str, Any]):
         self.kind = kind
         self._table: dict[str, Any] = dict(table)
         self._loaded: dict[str, Any] = {}  # beside the table: `where` still answers after `get`

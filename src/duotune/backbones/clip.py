@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -54,7 +55,8 @@ class ClipBackbone(DualEncoder):
         self.max_text_tokens = text.max_position_embeddings
         self.embed_dim = model.config.projection_dim
         self.image_size = vision.image_size
-        self.image_mean, self.image_std = tuple(image_mean), tuple(image_std)
+        self.image_mean = cast("tuple[float, float, float]", tuple(image_mean))
+        self.image_std = cast("tuple[float, float, float]", tuple(image_std))
 
     # transformers 5.16 nests the towers' modules one level deeper than later releases
     @property
@@ -124,7 +126,7 @@ class ClipBackbone(DualEncoder):
         layers = tower.encoder.layers
         for i, layer in enumerate(layers):
             tokens = prompts(i, x) if prompts is not None else None
-            if tokens is not None and prompts.persistent:
+            if prompts is not None and tokens is not None and prompts.persistent:
                 x = torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
                 tokens = None
             x = vision_layer(layer, x, tokens, last=i == len(layers) - 1)

@@ -111,8 +111,8 @@ class GlipBackbone(Detector):
     def fuse(
         self, maps: Sequence[Tensor], text: CaptionFeatures, prompts: FusionPrompts | None = None
     ) -> tuple[list[Tensor], CaptionFeatures]:
-        maps, hidden = self.model.model.tower(list(maps), text.hidden, text.mask, prompts)
-        return maps, CaptionFeatures(hidden, text.mask)
+        fused, hidden = self.model.model.tower(list(maps), text.hidden, text.mask, prompts)
+        return fused, CaptionFeatures(hidden, text.mask)
 
     def read(
         self,

@@ -5,8 +5,13 @@ A name may stand for one class on dual encoders and another on detectors; the po
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..errors import UnknownNameError
 from ..registry import Registry
+
+if TYPE_CHECKING:
+    from .base import Method
 
 METHODS = Registry(
     "method",
@@ -37,7 +42,7 @@ def list_methods() -> list[str]:
     return sorted({*METHODS, *DETECTION_METHODS})
 
 
-def methods_named(name: str) -> list[type]:
+def methods_named(name: str) -> list[type[Method]]:
     """The classes that `name` stands for, one per kind of backbone. Raises UnknownNameError."""
     found = [table.get(name) for table in (METHODS, DETECTION_METHODS) if name in table]
     if not found:

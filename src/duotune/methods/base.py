@@ -158,7 +158,7 @@ class Method(nn.Module, abc.ABC):
         config.validate()
         self.config = config
         self.class_names: tuple[str, ...] = ()
-        self.template = ""
+        self.template: str | tuple[str, ...] = ""
         self._memory: dict[str, Tensor] = {}  # derived from weights; never saved
 
     @classmethod
@@ -225,10 +225,12 @@ class Method(nn.Module, abc.ABC):
         return self._memory[name]
 
     @abc.abstractmethod
-    def forward(self, backbone: Backbone, batch: ImageBatch) -> ClassifierOutput: ...
+    def forward(self, backbone: Backbone, batch: Any) -> Any:
+        """`ImageBatch` -> `ClassifierOutput`; on a detector, `DetectionBatch` -> `DetectorOutput`."""
 
     @abc.abstractmethod
-    def loss(self, output: ClassifierOutput, labels: Tensor, progress: Progress) -> Tensor: ...
+    def loss(self, output: Any, labels: Any, progress: Progress) -> Tensor:
+        """Scalar; `output` is what `forward` gave, labels are (B,) classes or those of a `Detector`."""
 
     @abc.abstractmethod
     def param_groups(self) -> list[ParamGroup]: ...

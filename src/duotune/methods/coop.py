@@ -145,6 +145,7 @@ class CoOp(Method):
     """Learnt text context alone; see the module docstring."""
 
     Config = CoOpConfig
+    config: CoOpConfig
     needs_frozen_features = True
     needs_pixels = False
 

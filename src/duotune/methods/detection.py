@@ -43,7 +43,7 @@ class DetectionBatch:
                 raise ConfigError(f"{len(self)} images need as many {name}, got {len(given)}")
 
     def __len__(self) -> int:
-        return len(self.pixel_values if self.pixel_values is not None else self.feature_maps[0])
+        return len(next(x for x in (self.pixel_values, *(self.feature_maps or ())) if x is not None))
 
 
 class DetectionMethod(Method, abc.ABC):
@@ -76,7 +76,7 @@ class DetectionMethod(Method, abc.ABC):
 
     def on_classes(self, backbone: Detector) -> None:
         templates = [self.template] * len(self.class_names) if isinstance(self.template, str) else self.template
-        prompts = ()
+        prompts: tuple[CaptionPrompt, ...] = ()
         if any(t != "{}" for t in templates):
             prompts = tuple(CaptionPrompt(n, *t.split("{}")) for n, t in zip(self.class_names, templates))
         if self.one_caption:
@@ -149,7 +149,9 @@ class DetectionMethod(Method, abc.ABC):
     def forward(self, backbone: Detector, batch: DetectionBatch) -> DetectorOutput: ...
 
     def loss(self, output: DetectorOutput, labels: Sequence[Mapping[str, Tensor]], progress: Progress) -> Tensor:
-        """Sum of the detector's own losses."""
+        """Sum of the detector's own losses. Raises ConfigError if the batch had no labels."""
+        if output.losses is None:
+            raise ConfigError("a detector's loss needs labels in its batch; got none")
         return sum(output.losses.values())
 
 

@@ -38,6 +38,7 @@ class DetectionLinearProbe(DetectionMethod):
     """A trained copy of the detection head; see the module docstring."""
 
     Config = DetectionLinearProbeConfig
+    config: DetectionLinearProbeConfig
 
     def on_caption(self, backbone: Detector, caption: Caption) -> None:
         if not hasattr(self, "head"):

@@ -44,6 +44,7 @@ class DetectionVPT(DetectionMethod):
     """Learnt tokens in the image tower's windows; see the module docstring."""
 
     Config = DetectionVPTConfig
+    config: DetectionVPTConfig
     requires = DetectionMethod.requires | {Port.VISION_WINDOWS}
     needs_frozen_features = False
     needs_pixels = True

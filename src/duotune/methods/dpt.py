@@ -92,6 +92,8 @@ class DPT(Method):
     """Text context, visual prompts and class-aware visual prompts; see the module docstring."""
 
     Config = DPTConfig
+    config: DPTConfig
+    aux: nn.ModuleList
     needs_frozen_features = True
     training_only = ("aux",)
 

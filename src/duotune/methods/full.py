@@ -40,6 +40,7 @@ class Full(DetectionMethod):
     """A trained copy of the whole detector; see the module docstring."""
 
     Config = FullConfig
+    config: FullConfig
     needs_frozen_features = False
     needs_pixels = True
 

@@ -43,6 +43,8 @@ class LinearProbe(Method):
     """A linear head on frozen features; see the module docstring."""
 
     Config = LinearProbeConfig
+    config: LinearProbeConfig
+    head: nn.Linear
     needs_frozen_features = True
     needs_pixels = False
 

@@ -70,6 +70,7 @@ class SDPT(DetectionMethod):
     """Unified prototype tokens in the fusion layers; see the module docstring."""
 
     Config = SDPTConfig
+    config: SDPTConfig
     requires = DetectionMethod.requires | {Port.FUSION_LAYERS}
 
     def on_caption(self, backbone: Detector, caption: Caption) -> None:

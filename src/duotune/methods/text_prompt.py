@@ -39,6 +39,7 @@ class TextPrompt(DetectionMethod):
     """A learnt shift of the caption's features; see the module docstring."""
 
     Config = TextPromptConfig
+    config: TextPromptConfig
     requires = DetectionMethod.requires | {Port.FUSION_LAYERS}
     one_caption = True
 

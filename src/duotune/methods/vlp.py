@@ -26,6 +26,7 @@ class VLP(Method):
     """Text context and visual prompts; see the module docstring."""
 
     Config = VLPConfig
+    config: VLPConfig
 
     def __init__(self, config: VLPConfig):
         super().__init__(config)

@@ -74,6 +74,7 @@ class VPT(Method):
     """Learnt visual prompts alone; see the module docstring."""
 
     Config = VPTConfig
+    config: VPTConfig
 
     def __init__(self, config: VPTConfig):
         super().__init__(config)

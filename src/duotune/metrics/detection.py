@@ -32,15 +32,24 @@ LVIS_MAX_DETECTIONS = 300  # per picture
 class BoxedItem(Protocol):
     """What is asked of a picture with ground truth: `duotune.data.detection.DetectionItem` has it."""
 
-    image_id: int | str
-    width: int
-    height: int
-    boxes: np.ndarray
-    labels: np.ndarray
-    iscrowd: np.ndarray
-    area: np.ndarray
-    neg_labels: tuple[int, ...]
-    not_exhaustive_labels: tuple[int, ...]
+    @property
+    def image_id(self) -> int | str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def boxes(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def iscrowd(self) -> np.ndarray: ...
+    @property
+    def area(self) -> np.ndarray: ...
+    @property
+    def neg_labels(self) -> tuple[int, ...]: ...
+    @property
+    def not_exhaustive_labels(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,20 +132,21 @@ class DetectionData:
         new = np.argsort(np.asarray(labels, dtype=np.int64))
 
         def moved(item: DetectionItem) -> DetectionItem:
-            others = {
+            others: dict[str, Any] = {
                 name: tuple(int(new[label]) for label in getattr(item, name))
                 for name in ("neg_labels", "not_exhaustive_labels")
             }
             return replace(item, labels=new[item.labels], **others)
 
         take = lambda values: tuple(values[label] for label in labels) if values else ()
+        splits: dict[str, Any] = {split: tuple(moved(item) for item in getattr(self, split)) for split in SPLITS}
         return replace(
             self,
             class_names=take(self.class_names),
             category_ids=take(self.category_ids),
             caption_prompts=take(self.caption_prompts),
             frequencies=take(self.frequencies),
-            **{split: tuple(moved(item) for item in getattr(self, split)) for split in SPLITS},
+            **splits,
         )
 
     def boxes_per_class(self, split: str = "train") -> np.ndarray:
