@@ -226,32 +226,3 @@ def loaded(tmp_path_factory):
     """Models that were written and loaded again."""
     place = tmp_path_factory.mktemp("grounding-dino")
     return {kind: load_backbone(str(write_folder(place / kind, kind)), device="cpu") for kind in KINDS}
-
-
-def test_kept_maps_of_single_pictures(shared):
-    """Maps that went through the image tower one by one, stacked: behind the encoder each picture is as if alone.
-
-    (Behind the decoder it need not be: padded positions compete to become queries, in transformers' code too.)
-    """
-    generator = torch.Generator().manual_seed(4)
-    pictures = [torch.randn(3, *size, generator=generator) for size in ((61, 130), (75, 66))]
-    captions = [shared.caption(NAMES), shared.caption(["dog"])]
-    model = attach(shared, "sdpt", NAMES).eval()
-    with torch.no_grad():
-        singles = [shared.encode_image(picture[None]) for picture in pictures]
-        stacked = shared.stack_maps([[m[0] for m in maps] for maps in singles])
-        assert stacked[-1].tolist() == [[61, 130, 128, 192], [75, 66, 128, 192]]
-        maps, text = shared.fuse(stacked, shared.encode_captions(captions), model.method.tokens)
-        for row, (single, caption) in enumerate(zip(singles, captions)):
-            alone, own = shared.fuse(single, shared.encode_captions([caption]), model.method.tokens)
-            torch.testing.assert_close(text.hidden[row, : caption.length], own.hidden[0], rtol=1e-5, atol=1e-5)
-            for whole, part in zip(maps[:-1], alone[:-1]):
-                height, width = part.shape[-2:]
-                torch.testing.assert_close(whole[row, :, :height, :width], part[0], rtol=1e-5, atol=1e-5)
-
-
-def test_kept_maps_of_one_size_are_stacked_as_they_are(shared, pixels):
-    with torch.no_grad():
-        maps = shared.encode_image(pixels, image_sizes=SIZES)
-    stacked = shared.stack_maps([[m[i] for m in maps] for i in range(2)])
-    assert all(torch.equal(a, b) for a, b in zip(maps, stacked))

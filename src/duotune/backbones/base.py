@@ -308,20 +308,6 @@ class Detector(Backbone):
             image_sizes: (B, 2) height and width without padding; None: there is none.
         """
 
-    def stack_maps(self, pictures: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """What `encode_image` gave for single pictures, each without the batch axis, as if for a batch.
-
-        Maps of different sizes are filled with zeros at the right and the bottom.
-        """
-        levels = []
-        for maps in zip(*pictures):
-            shape = [max(m.shape[axis] for m in maps) for axis in range(maps[0].ndim)]
-            level = maps[0].new_zeros(len(maps), *shape)
-            for row, m in zip(level, maps):
-                row[tuple(slice(side) for side in m.shape)] = m
-            levels.append(level)
-        return levels
-
     @abc.abstractmethod
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
         """Frozen features of captions before fusion, without gradient; computed once per text."""

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ..errors import ClassNamesError, ConfigError, DataError, PortError
 from ..grounding import Caption, CaptionPrompt, build_caption
@@ -157,23 +156,6 @@ class GroundingDinoBackbone(Detector):
                 f"image_sizes must be a height and width within {whole[0].tolist()} per picture, got {own.tolist()}"
             )
         return torch.cat([own, whole], 1)
-
-    def stack_maps(self, pictures: Sequence[Sequence[Tensor]]) -> list[Tensor]:
-        """As in `Detector`. Each picture gives what it would alone: pictures of different sizes are filled to
-        multiples of the coarsest level's stride, where the levels of all end with whole cells.
-        """
-        *shapes, _ = zip(*[[m.shape for m in maps] for maps in pictures])
-        if all(len(set(level)) == 1 for level in shapes) or not is_swin(self.model.model):
-            return super().stack_maps(pictures)
-        config = self.model.config.backbone_config
-        strides = [config.patch_size << (min(config.out_indices) - 1 + level) for level in range(len(shapes))]
-        sizes = torch.stack([maps[-1] for maps in pictures])
-        filled = [-(-int(side) // strides[-1]) * strides[-1] for side in sizes[:, :2].amax(0)]
-        levels = [
-            torch.stack([F.pad(m, (0, filled[1] // s - m.shape[2], 0, filled[0] // s - m.shape[1])) for m in level])
-            for s, level in zip(strides, list(zip(*pictures))[:-1])
-        ]
-        return [*levels, torch.cat([sizes[:, :2], sizes.new_tensor(filled).expand(len(sizes), 2)], 1)]
 
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
         rows = [self._encode(caption.text) for caption in captions]

@@ -1,8 +1,11 @@
 """Feature maps of a frozen detector, computed once per picture and view, and the dataset that trains from them.
 
 Feature maps are large (GLIP at 800 x 1088: 18,134 positions of 256 channels), so the store is bounded: what does not
-fit is computed anew in every epoch, and gives the same numbers, because either way a picture goes through the image
-tower alone.
+fit is computed anew in every epoch, and gives the same numbers.
+
+Image towers see padding: near its edge a picture's maps depend on what it is padded to. So kept maps, those of a
+picture alone, serve batches in which nothing more is padded; a batch of several sizes goes through the image tower as
+it would without a store. `SizeGroupedSampler` makes such batches rare.
 
     in memory   for one run
     on disk     folder/maps/<namespace>/<key>.safetensors, shared by runs; the least recently used go first
@@ -29,7 +32,7 @@ from tqdm.auto import tqdm
 
 from ..backbones.base import Detector
 from ..data.detection.torch_dataset import DetectionDataset
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from .cache import FeatureCache
 
 logger = logging.getLogger(__name__)
@@ -230,6 +233,12 @@ class MapsDataset(Dataset):
             return {**self.images[index], "feature_maps": None}
         return {"feature_maps": maps, **self.images.annotation(index)}
 
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows of a batch, as `DataLoader` asks: all with pixels if pictures are padded to different sizes."""
+        if len({self.shape(index) for index in indices}) > 1:
+            return [self.images[index] for index in indices]
+        return [self[index] for index in indices]
+
     def shape(self, index: int) -> tuple[int, int]:
         """Height and width of the padded picture that item `index` is in the present view."""
         item = self.items[index]
@@ -292,8 +301,8 @@ def picture_maps(backbone: Detector, picture: Tensor) -> Maps:
 class DetectionCollator:
     """Rows of a `DetectionDataset` or a `MapsDataset` -> a batch for `PromptedDetector`.
 
-    Rows of a `MapsDataset` are not joined yet (see `with_maps`): "pictures" holds, per row, its maps, or its pixels
-    (3, h, w) where none are kept.
+    Rows with maps are not joined yet (see `with_maps`): "pictures" holds, per row, its maps, or its pixels (3, h, w)
+    where none are kept. They must be of one padded size.
 
     Args:
         pad: the backbone's.
@@ -316,7 +325,11 @@ class DetectionCollator:
 
 
 def with_maps(backbone: Detector, batch: dict[str, Any]) -> dict[str, Any]:
-    """A batch of `DetectionCollator` with its "pictures", if it has any, turned into "feature_maps"."""
+    """A batch of `DetectionCollator` with its "pictures", if it has any, turned into "feature_maps".
+
+    Raises:
+        DataError: the pictures are of different sizes, so that their maps are not those of the batch.
+    """
     if "pictures" not in batch:
         return batch
     batch, device = dict(batch), backbone.device
@@ -324,13 +337,19 @@ def with_maps(backbone: Detector, batch: dict[str, Any]) -> dict[str, Any]:
         picture_maps(backbone, p) if isinstance(p, Tensor) else [m.to(device, non_blocking=True) for m in p]
         for p in batch.pop("pictures")
     ]
-    return {"feature_maps": backbone.stack_maps(maps), **batch}
+    if len({tuple(m.shape for m in levels) for levels in maps}) > 1:
+        raise DataError(
+            "kept feature maps of pictures of different sizes make no batch; read them through a DataLoader, which "
+            "asks for pixels then, or one by one"
+        )
+    return {"feature_maps": [torch.stack(level) for level in zip(*maps)], **batch}
 
 
 class SizeGroupedSampler(Sampler[int]):
     """A permutation that depends on seed and epoch alone, in which batches hold pictures of one size where they can.
 
-    Whole batches of one padded size come in random order, then what is left over, sorted by size.
+    Whole batches of one padded size come in random order, then what is left over, sorted by size. If more than half of
+    the pictures are left over, a warning says so: their feature maps are computed in every epoch.
 
     Args:
         dataset: says the sizes of the present epoch's view.
@@ -339,6 +358,7 @@ class SizeGroupedSampler(Sampler[int]):
 
     def __init__(self, dataset: MapsDataset, batch_size: int, seed: int, epoch: Callable[[], int]):
         self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, epoch
+        self._told = False
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -354,6 +374,14 @@ class SizeGroupedSampler(Sampler[int]):
             cut = len(group) - len(group) % self.batch_size
             whole += [group[start : start + self.batch_size] for start in range(0, cut, self.batch_size)]
             rest += group[cut:]
+        if len(groups) > 1 and len(rest) > len(self.dataset) / 2 and not self._told:
+            self._told = True
+            logger.warning(
+                "%d of %d pictures are in batches of several sizes, whose feature maps cannot be kept; a smaller batch "
+                "size, or augment=False, makes training faster",
+                len(rest),
+                len(self.dataset),
+            )
         order = [whole[i] for i in rng.permutation(len(whole))]
         return itertools.chain(*order, rest)
 
