@@ -38,7 +38,7 @@ from auxiliary import ConceptReader, PlainConvolutions, Together, choosing_loss,
 from holdout import split
 from scene_batches import LONGEST_CAPTION, Watched, compose_ahead, mapped
 from scenes import CANVAS, Distribution
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoTokenizer, BertConfig
 
 from duotune.models.glip import GlipConfig, GlipForObjectDetection, GlipProcessor
@@ -116,158 +116,155 @@ def look(model, reader, queue, together: Together, args, log) -> None:
             log(dict(look=step, drawings=seen, part=round(part, 4), concept=round(loss, 4), right=round(right, 4)))
 
 
-def main(rank: int, args, meeting: str) -> None:
-    torch.set_num_threads(args.threads)
-    together = Together(rank, args.processes, meeting)
-    device = torch.device(args.device)
-    images = np.load(args.glyphs / "images.npy", mmap_mode="r")
-    records = json.loads((args.glyphs / "glyphs.json").read_text())
-    tokenizer = AutoTokenizer.from_pretrained(args.wordpiece)
-    args.out.mkdir(parents=True, exist_ok=True)
-    state_file = args.out / "state.pt"
-    state = torch.load(state_file, weights_only=True) if args.resume and state_file.exists() else None
-    done, before = (state["samples"], state["seconds"]) if state else (0, 0.0)
-    seed = args.seed + done
-    torch.manual_seed(seed)
-    config = configuration(args, len(tokenizer))
-    processor = make_processor(config, tokenizer)
-
-    context = mp.get_context("fork")
-    queue, progress = context.Queue(maxsize=4), context.Value("d", 0.0)
-    progress.value = -1.0 if args.look_minutes and not state else done / args.samples if args.samples else 0.0
-    composers = [
-        context.Process(
-            target=compose_ahead,
-            daemon=True,
-            args=(queue, progress, images, records, processor, args.batch, [seed, rank]),
-        )
-    ]
-    for process in composers:
-        process.start()
-
-    model = GlipForObjectDetection(config).to(device).train()
-    reader = ConceptReader(config.fpn_channels, len(Distribution(images, records, split(records)[0]).concepts)).to(
-        device
-    )
-    model.head.cls_logits.requires_grad_(False)
-    if args.freeze_image:
-        model.model.vision.requires_grad_(False)
-        reader.requires_grad_(False)
-    trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    # the last layers start near zero and have to say numbers of several units
-    kinds = {"plain": [], "decayed": [], "last": []}
-    for name, parameter in trained:
+def optimiser_of(model: nn.Module, reader: nn.Module, lr: float) -> torch.optim.Optimizer:
+    """AdamW whose groups carry `factor`: what multiplies the rate of the schedule."""
+    kinds = {"plain": [*reader.parameters()], "decayed": [], "last": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         plain = parameter.ndim < 2 or "embeddings" in name or "bias_table" in name
+        # the last layers start near zero and have to say numbers of several units
         last = name.startswith(("head.bbox_pred", "head.centerness", "head.bias0"))
         kinds["last" if last else "plain" if plain else "decayed"].append(parameter)
-    kinds["plain"] += [p for p in reader.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(
-        [dict(params=ps, weight_decay=0.05 if kind == "decayed" else 0.0) for kind, ps in kinds.items()],
-        lr=args.lr,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-    factors = [LAST_LAYERS if kind == "last" else 1.0 for kind in kinds]
-    log = lambda row: (
-        rank or print(json.dumps(row), flush=True) or (args.out / "log.jsonl").open("a").write(json.dumps(row) + "\n")
-    )
-    if state:
-        model.load_state_dict(state["model"])
-        reader.load_state_dict(state["reader"])
-        if [len(group["params"]) for group in state["optimiser"]["param_groups"]] == [len(ps) for ps in kinds.values()]:
-            optimiser.load_state_dict(state["optimiser"])  # else other parts are trained now
-    else:
-        log(
-            dict(
-                parameters=sum(p.numel() for p in model.parameters()),
-                settings={k: str(v) for k, v in vars(args).items() if not isinstance(v, Path)},
-            )
+    groups = [
+        dict(
+            params=parameters,
+            weight_decay=0.05 if kind == "decayed" else 0.0,
+            factor=LAST_LAYERS if kind == "last" else 1.0,
         )
-        if args.start:
-            started_from = torch.load(args.start / "state.pt", weights_only=True)
-            model.load_state_dict(started_from["model"])
-            reader.load_state_dict(started_from["reader"])
-        elif args.name_minutes and not rank:
-            log(dict(names_cosine=round(teach_names(model, processor, records, args.name_minutes), 3)))
-        together.first([p.data for p in [*model.parameters(), *reader.parameters()]])
-        if args.look_minutes:
-            look(model, reader, queue, together, args, log)
-            progress.value = 0.0
-    watched = Watched(images, records, processor)
-    plain_convolutions = PlainConvolutions(model)
-    if not state and not args.start:
-        plain_convolutions.start()
+        for kind, parameters in kinds.items()
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=True)
 
-    def checkpoint():
-        model.save_pretrained(args.out)
-        processor.save_pretrained(args.out)
-        parts = dict(model=model, reader=reader, optimiser=optimiser)
-        content = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(content | dict(samples=done, seconds=seconds), state_file.with_suffix(".new"))
-        state_file.with_suffix(".new").replace(state_file)
 
-    started, step, first, seconds = time.time(), 0, done, before
-    recent, waited, last_watch = collections.defaultdict(lambda: collections.deque(maxlen=args.log_every)), 0.0, started
+def losses_of(model, reader, batch: dict, part: float, args) -> dict[str, Tensor]:
+    """What is minimised, as "loss", and the parts that are logged."""
+    device = model.device
+    labels = [{k: v.to(device) for k, v in label.items()} for label in batch["labels"]]
+    ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    text, mask = model.model.encode_text(ids, mask)  # too small to gain from autocast
+    with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
+        maps = model.model.encode_image(batch["pixels"].to(device))
+        out = model(feature_maps=maps, text_hidden=text, attention_mask=mask, labels=labels)
+    concept, right = reader(maps, labels, [c.to(device) for c in batch["concepts"]])
+    choosing, chosen = choosing_loss(out, labels)
+    reading, telling = max(0.0, 1 - part / 0.8), max(0.0, 1 - part / 0.95)
+    loss = out.loss + args.concept_loss * reading * concept + args.choosing_loss * telling * choosing
+    return dict(out.losses, loss=loss, concept=concept, right=right, choosing=choosing, chosen=chosen)
+
+
+def detect(model, reader, optimiser, queue, progress, together: Together, args, state, watch, log) -> None:
+    """Stage three: the whole detector on scenes, until --minutes or --samples are used up.
+
+    Args:
+        state: samples and seconds of the run that this one goes on from, changed in place.
+        watch: called every --watch-minutes by the first process; returns what belongs in the log.
+    """
+    convolutions = PlainConvolutions(model)
+    if not state["samples"]:
+        convolutions.start()
+    fresh, first, before = not state["samples"], state["samples"], state["seconds"]
+    started = last_watch = time.time()
+    step, waited, recent = 0, 0.0, collections.defaultdict(lambda: collections.deque(maxlen=args.log_every))
     while True:
-        seconds = before + time.time() - started
-        part = max(done / args.samples if args.samples else 0, seconds / 60 / args.minutes if args.minutes else 0)
+        state["seconds"] = before + time.time() - started
+        part = max(
+            state["samples"] / args.samples if args.samples else 0,
+            state["seconds"] / 60 / args.minutes if args.minutes else 0,
+        )
         shared = torch.tensor([part], dtype=torch.float64)
         together.first([shared])
-        part = shared.item()
+        progress.value = part = shared.item()
         if part >= 1:
             break
-        progress.value = part
-        plain_convolutions.on() if part < args.plain else plain_convolutions.off()
-        warm = min(1.0, (step + 1) / 5) if state else min(1.0, (step + 1) / 150)
-        for group, factor in zip(optimiser.param_groups, factors):
-            group["lr"] = factor * args.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
+        convolutions.on() if part < args.plain else convolutions.off()
+        warm = min(1.0, (step + 1) / (150 if fresh else 5))
+        for group in optimiser.param_groups:
+            group["lr"] = group["factor"] * args.lr * warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * part)))
         t = time.time()
         while "input_ids" not in (batch := mapped(queue.get(), torch.from_numpy)):
             pass  # grids that were still waiting
         waited += time.time() - t
-        labels = [{k: v.to(device) for k, v in label.items()} for label in batch["labels"]]
-        concepts = [c.to(device) for c in batch["concepts"]]
-        ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-        text, mask = model.model.encode_text(ids, mask)  # too small to gain from autocast
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.autocast):
-            maps = model.model.encode_image(batch["pixels"].to(device))
-            out = model(feature_maps=maps, text_hidden=text, attention_mask=mask, labels=labels)
-        fade = 0.0 if args.freeze_image else args.concept_loss * max(0.0, 1 - part / 0.8)
-        concept, right = reader(maps, labels, concepts) if fade else (torch.zeros(()), torch.zeros(()))
-        choosing, chosen = choosing_loss(out, labels)
-        loss = out.loss + fade * concept + args.choosing_loss * max(0.0, 1 - part / 0.95) * choosing
+        values = losses_of(model, reader, batch, part, args)
         optimiser.zero_grad()
-        loss.backward()
+        values.pop("loss").backward()
         together.average([p for group in optimiser.param_groups for p in group["params"]])
-        norm = nn.utils.clip_grad_norm_([p for _, p in trained], 2.0)
+        values["norm"] = nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], 2.0)
         optimiser.step()
-        step, done = step + 1, done + args.batch * args.processes
-        for name, value in {
-            **out.losses,
-            "concept": concept,
-            "right": right,
-            "choosing": choosing,
-            "chosen": chosen,
-            "norm": norm,
-        }.items():
+        step, state["samples"] = step + 1, state["samples"] + args.batch * together.processes
+        for name, value in values.items():
             recent[name].append(float(value.detach()))
         if step % args.log_every == 0:
-            row = dict(step=step, samples=done, part=round(part, 4), lr=round(optimiser.param_groups[0]["lr"], 6))
+            row = dict(step=step, samples=state["samples"], part=round(part, 4))
             row |= {name: round(float(np.mean(values)), 4) for name, values in recent.items()}
-            row |= dict(wait_ms=round(1e3 * waited / step, 1), rate=round((done - first) / (time.time() - started), 1))
-            if not rank and time.time() - last_watch > 60 * args.watch_minutes:
-                row["ap"], row["ap50"] = watched(model)
+            rate = (state["samples"] - first) / (time.time() - started)
+            row |= dict(wait_ms=round(1e3 * waited / step, 1), rate=round(rate, 1))
+            if not together.rank and time.time() - last_watch > 60 * args.watch_minutes:
+                row |= watch()
                 last_watch = time.time()
-                checkpoint()
             log(row)
-    plain_convolutions.off()
-    for process in composers:
-        process.terminate()
-    if rank:
-        return
-    checkpoint()
-    ap, ap50 = watched(model)
-    log(dict(done=True, samples=done, minutes=round(seconds / 60, 1), ap=ap, ap50=ap50))
+    convolutions.off()
+
+
+def main(rank: int, args, meeting: str) -> None:
+    torch.set_num_threads(args.threads)
+    together = Together(rank, args.processes, meeting)
+    images = np.load(args.glyphs / "images.npy", mmap_mode="r")
+    records = json.loads((args.glyphs / "glyphs.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(args.wordpiece)
+    config = configuration(args, len(tokenizer))
+    processor = make_processor(config, tokenizer)
+    args.out.mkdir(parents=True, exist_ok=True)
+    state_file = args.out / "state.pt"
+    saved = torch.load(state_file, weights_only=True) if args.resume and state_file.exists() else None
+    state = {name: saved[name] if saved else 0 for name in ("samples", "seconds")}
+    torch.manual_seed(args.seed + state["samples"])
+
+    context = mp.get_context("fork")
+    queue, progress = context.Queue(maxsize=4), context.Value("d", 0.0)
+    if args.look_minutes and not saved:
+        progress.value = -1.0  # grids first
+    seed = [args.seed + state["samples"], rank]
+    composer = context.Process(
+        target=compose_ahead, daemon=True, args=(queue, progress, images, records, processor, args.batch, seed)
+    )
+    composer.start()
+
+    model = GlipForObjectDetection(config).to(args.device).train()
+    model.head.cls_logits.requires_grad_(False)
+    concepts = len(Distribution(images, records, split(records)[0]).concepts)
+    reader = ConceptReader(config.fpn_channels, concepts).to(args.device)
+    parts = dict(model=model, reader=reader, optimiser=optimiser_of(model, reader, args.lr))
+    watched = Watched(images, records, processor)
+
+    def log(row: dict) -> None:
+        if rank == 0:
+            print(json.dumps(row), flush=True)
+            with (args.out / "log.jsonl").open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def watch() -> dict:
+        model.save_pretrained(args.out)
+        processor.save_pretrained(args.out)
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, state_file.with_suffix(".new"))
+        state_file.with_suffix(".new").replace(state_file)
+        return dict(zip(("ap", "ap50"), watched(model)))
+
+    if saved:
+        for name, part in parts.items():
+            part.load_state_dict(saved[name])
+    else:
+        settings = {k: str(v) for k, v in vars(args).items() if not isinstance(v, Path)}
+        log(dict(parameters=sum(p.numel() for p in model.parameters()), settings=settings))
+        if args.name_minutes and rank == 0:
+            log(dict(names_cosine=round(teach_names(model, processor, records, args.name_minutes), 3)))
+        together.first([p.data for p in [*model.parameters(), *reader.parameters()]])
+        if args.look_minutes:
+            look(model, reader, queue, together, args, log)
+    detect(**parts, queue=queue, progress=progress, together=together, args=args, state=state, watch=watch, log=log)
+    composer.terminate()
+    if rank == 0:
+        log(dict(done=True, samples=state["samples"], minutes=round(state["seconds"] / 60, 1), **watch()))
 
 
 if __name__ == "__main__":
@@ -280,7 +277,6 @@ if __name__ == "__main__":
     p.add_argument("--name-minutes", type=float, default=3, help="how long names are taught first")
     p.add_argument("--look-minutes", type=float, default=20, help="how long the image tower looks at grids then")
     p.add_argument("--look-lr", type=float, default=1.5e-3)
-    p.add_argument("--start", type=Path, help="start with what another run's state.pt holds instead of naming")
     p.add_argument("--batch", type=int, default=8)
     p.add_argument("--lr", type=float, default=8e-4)
     p.add_argument("--embed", type=int, default=32)
@@ -293,7 +289,6 @@ if __name__ == "__main__":
     p.add_argument("--drop-path", type=float, default=0.0)
     p.add_argument("--plain", type=float, default=0.7, help="part of the training without offsets")
     p.add_argument("--concept-loss", type=float, default=0.7)
-    p.add_argument("--freeze-image", action="store_true", help="train the rest alone, about twice as fast")
     p.add_argument("--choosing-loss", type=float, default=1.0)
     p.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     p.add_argument("--threads", type=int, default=1)
