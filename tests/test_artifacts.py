@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from duotune import artifacts, attach
+from duotune import artifacts, attach, load
 from duotune.backbones import load_backbone
-from duotune.errors import ArtifactError, ConfigError
+from duotune.errors import ArtifactError, ClassNamesError, ConfigError, UnknownNameError
 
 METHODS = ["zero_shot", "linear_probe", "coop", "vpt", "vlp", "dpt"]
 NAMES = ["cat", "dog", "red square"]
@@ -302,3 +302,27 @@ def test_a_description_with_a_value_of_another_kind(tiny_clip, tmp_path, name):
     for read in (artifacts.describe, artifacts.load):
         with pytest.raises(ArtifactError, match=f"incomplete or not as expected .*'{name}' is no "):
             read(tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["runs/mine"]])
+def test_what_is_no_folder_is_no_artifact(tiny_clip, wrong):
+    with pytest.raises(ArtifactError, match="expected the folder of an artifact"):
+        load(wrong)
+    with pytest.raises(ArtifactError, match="expected the folder of an artifact"):
+        attach(tiny_clip, "coop", NAMES).save(wrong)
+
+
+def test_a_file_in_the_place_of_the_folder(tiny_clip, tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(ArtifactError, match="run is a file; expected a folder"):
+        attach(tiny_clip, "coop", NAMES).save(tmp_path / "run")
+    assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_wrong_types_given_to_attach(tiny_clip):
+    with pytest.raises(ConfigError, match="expected a backbone's name"):
+        attach(None, "coop", NAMES)
+    with pytest.raises(ClassNamesError, match="class names must be a list of strings; got None"):
+        attach(tiny_clip, "coop", None)
+    with pytest.raises(UnknownNameError, match="unknown method 5"):
+        attach(tiny_clip, 5, NAMES)

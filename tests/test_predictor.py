@@ -9,6 +9,7 @@ from PIL import Image
 
 from duotune import attach
 from duotune.errors import ArtifactError, ConfigError, DataError
+from duotune.model import PromptedDetector
 from duotune.predictor import Predictor
 from duotune.training.features import evaluation_transform
 
@@ -86,8 +87,18 @@ def test_named_pictures_that_cannot_be_read_are_errors(model, path, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no picture"):
         model.classify(tmp_path / "empty")
-    with pytest.raises(ConfigError, match="at least 1"):
-        model.classify(path, top_k=0)
+    with pytest.raises(
+        ConfigError, match="top_k must be at least 1, not 0; batch_size must be a whole number, not 2.5"
+    ):
+        model.classify(path, top_k=0, batch_size=2.5)
+    with pytest.raises(ConfigError, match="top_k must be a whole number, not 1.5"):
+        model.classify(path, top_k=1.5)
+
+
+@pytest.mark.parametrize("images", [None, ["photo.jpg"], np.zeros((4, 4, 3), np.uint8)])
+def test_a_detector_itself_takes_pictures_alone(model, images):
+    with pytest.raises(DataError, match="expected a list of PIL images"):
+        PromptedDetector.detect(model, images)
 
 
 def test_grey_and_transparent_pictures(model):

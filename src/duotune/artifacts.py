@@ -148,6 +148,9 @@ def save(
 
     from . import __version__
 
+    folder = _folder(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"{folder} is a file; expected a folder to write the artifact into")
     if dtype not in ("auto", "float32", "float16"):
         raise ConfigError(f"dtype must be 'auto', 'float32' or 'float16', not {dtype!r}")
     state = {k: v.detach().cpu().contiguous() for k, v in model.method.artifact_state().items()}
@@ -172,8 +175,8 @@ def save(
         num_trained=model.num_trainable_parameters(),
     )
     description = info.to_json() + "\n"
-    _replace_files(Path(folder), {WEIGHTS: payload, DESCRIPTION: description.encode()})
-    return Path(folder)
+    _replace_files(folder, {WEIGHTS: payload, DESCRIPTION: description.encode()})
+    return folder
 
 
 def _stored_state(model, state: dict[str, Tensor], dtype: str, probe) -> dict[str, Tensor]:
@@ -265,13 +268,19 @@ def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
             path.unlink(missing_ok=True)
 
 
+def _folder(folder: Any) -> Path:
+    if not isinstance(folder, (str, os.PathLike)):
+        raise ArtifactError(f"expected the folder of an artifact, a text or a path; got {folder!r:.80}")
+    return Path(folder)
+
+
 def describe(folder: str | Path) -> ArtifactInfo:
     """What an artifact holds, without loading its backbone; its weights are checked against their SHA-256.
 
     Raises:
         ArtifactError: a file is missing, truncated or foreign, or of an unknown format version.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     for name in (DESCRIPTION, WEIGHTS):
         if not (folder / name).is_file():
             raise ArtifactError(f"{folder} has no {name}; expected an artifact folder with {DESCRIPTION} and {WEIGHTS}")
@@ -328,8 +337,8 @@ def load(
     """
     from .model import attach
 
-    info = describe(folder)
-    backbone = _find_backbone(Path(folder), info, backbone, device, dtype)
+    info, folder = describe(folder), Path(folder)
+    backbone = _find_backbone(folder, info, backbone, device, dtype)
     actual = backbone.fingerprint()
     if actual != info.fingerprint and not allow_other_backbone:
         raise ArtifactError(

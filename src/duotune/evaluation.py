@@ -18,6 +18,7 @@ from .data.base import ClassificationData, ImageItem
 from .errors import ConfigError, DataError
 from .metrics import BaseToNew, ClassificationMetrics
 from .model import PromptedDetector, PromptedModel
+from .settings import check_whole
 from .training.cache import FeatureCache
 from .training.features import (
     PixelBatch,
@@ -117,13 +118,15 @@ def evaluate(
         max_broken_share: 0..1; images that cannot be read are named and left out up to this share.
 
     Raises:
-        ConfigError: the model is a detector.
+        ConfigError: the model is a detector, or a number is out of range.
         DataError: no items, labels beyond the model's classes, or too many broken images.
     """
     if isinstance(model, PromptedDetector):
         raise ConfigError(
             f"{model.backbone.name} is a detector, and the images are labelled without boxes; give it COCO annotations"
         )
+    check_whole(1, batch_size=batch_size)
+    check_whole(0, workers=workers)
     items, start = tuple(items), time.perf_counter()
     if not items:
         raise DataError("there are no images to evaluate on; does the data set have this split?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor, nn
 
 from .backbones import BACKBONES, adapter_of, load_backbone
 from .backbones.base import Backbone, Detector, Port
-from .errors import PortError
+from .errors import ConfigError, DataError, PortError
 from .grounding import Caption
 from .methods import methods_named
 from .methods.base import ImageBatch, Method, Progress
+from .settings import check_whole
 
 
 class PromptedModel(nn.Module):
@@ -127,8 +129,19 @@ class PromptedDetector(PromptedModel):
         Returns:
             per image {"boxes": (n, 4) xyxy pixels of that image, width = x2 - x1, "scores": (n,), "labels": (n,)
             positions in `class_names`, "names": [n]}.
+
+        Raises:
+            DataError: something else than PIL images. ConfigError: batch_size below 1.
         """
-        found = []
+        from PIL import Image
+
+        check_whole(1, batch_size=batch_size)
+        images = [images] if isinstance(images, Image.Image) else images
+        if not isinstance(images, Sequence) or not all(isinstance(image, Image.Image) for image in images):
+            raise DataError(
+                f"expected a list of PIL images, got {images!r:.80}; Predictor(model).detect takes paths and arrays too"
+            )
+        found: list[dict[str, Any]] = []
         for start in range(0, len(images), batch_size):
             part = list(images[start : start + batch_size])
             pixels, sizes = self.backbone.prepare(part)
@@ -143,6 +156,7 @@ class PromptedDetector(PromptedModel):
         feature_maps: Sequence[Tensor] | None = None,
         image_sizes: Tensor | None = None,
         original_sizes: Tensor | None = None,
+        captions: Sequence[Caption] | None = None,
         **limits: float,
     ) -> list[dict[str, Any]]:
         """As `detect`, of a batch that is prepared already; classes that need several captions get them.
@@ -151,13 +165,14 @@ class PromptedDetector(PromptedModel):
             pixel_values, feature_maps: as in `forward`; one of them.
             image_sizes: (B, 2) height and width without padding.
             original_sizes: (B, 2) sizes to scale boxes to; None for none.
+            captions: one per image, to find their phrases in place of the classes: "labels" are positions in those.
         """
         from .methods.detection import DetectionBatch
 
         was_training = self.training
         self.eval()
         try:
-            batch = DetectionBatch(pixel_values, feature_maps, image_sizes=image_sizes)
+            batch = DetectionBatch(pixel_values, feature_maps, captions, image_sizes=image_sizes)
             return self.method.find(self.backbone, batch, image_sizes, original_sizes, **limits)
         finally:
             self.train(was_training)
@@ -186,12 +201,12 @@ def choose_method(name: str, offered_by: str, ports: frozenset[Port]) -> type[Me
 
 
 def attach(
-    backbone: str | Backbone,
+    backbone: str | os.PathLike[str] | Backbone,
     method: str,
     class_names: Sequence[str],
     template: str | Sequence[str] | None = None,
     config: dict[str, Any] | None = None,
-    seed: int | None = 0,
+    seed: int | None = 1,
     **settings: Any,
 ) -> PromptedModel:
     """Attach a method to a frozen backbone.
@@ -203,7 +218,8 @@ def attach(
         template: prompt with one `{}`; several for a zero-shot ensemble, or one per class of a detector. None: the
             method's own, "a photo of a {}." or, for detectors, "{}".
         config, settings: fields of the method's config.
-        seed: of the learnt parameters' random start; None draws from torch's global generator.
+        seed: of the learnt parameters' random start, 1 as in training and in drawing shots; None draws from torch's
+            global generator.
 
     Returns:
         a PromptedModel; a PromptedDetector if the backbone is a detector.
@@ -211,6 +227,10 @@ def attach(
     Raises:
         UnknownNameError, PortError, ConfigError, ClassNamesError: each says what to do.
     """
+    if isinstance(backbone, os.PathLike):
+        backbone = os.fspath(backbone)
+    if not isinstance(backbone, (str, Backbone)):
+        raise ConfigError(f"expected a backbone's name, its folder, or a loaded Backbone; got {backbone!r:.80}")
     if isinstance(backbone, str):
         methods_named(method)  # a misspelt name is told before anything else
         ports, name = adapter_of(backbone).ports, backbone

@@ -17,6 +17,7 @@ from .data.images import is_image_name, open_image, to_rgb
 from .drawing import draw_boxes
 from .errors import ConfigError, DataError, PortError
 from .model import PromptedDetector, PromptedModel
+from .settings import check_whole, fits
 from .training.features import evaluation_transform
 
 
@@ -140,8 +141,7 @@ class Predictor:
         """
         if self.transform is None:
             raise PortError(f"{self.model.backbone.name} is a detector; use detect(images) instead of classify")
-        if top_k < 1 or batch_size < 1:
-            raise ConfigError(f"top_k and batch_size must be at least 1, not {top_k} and {batch_size}")
+        check_whole(1, top_k=top_k, batch_size=batch_size)
         predictions: list[Prediction] = []
         waiting: list[tuple[int, str, np.ndarray]] = []
         for source, image, error in self._pictures(images, "classify", self.transform):
@@ -194,10 +194,9 @@ class Predictor:
         """As `detect`, one by one, each with its RGB picture (None if it cannot be read)."""
         if not isinstance(self.model, PromptedDetector):
             raise PortError(f"{self.model.backbone.name} finds no boxes; use classify(images) instead of detect")
-        if batch_size < 1 or not 0 <= score_threshold <= 1:
-            raise ConfigError(
-                f"batch_size must be at least 1 and score_threshold in 0..1, not {batch_size} and {score_threshold}"
-            )
+        check_whole(1, batch_size=batch_size)
+        if not fits(score_threshold, float) or not 0 <= score_threshold <= 1:
+            raise ConfigError(f"score_threshold must be a number in 0..1, not {score_threshold!r}")
         waiting: list[tuple[str, Image.Image | None, str | None]] = []
         for row in self._pictures(images, "look for boxes in", lambda image: image):
             waiting.append(row)

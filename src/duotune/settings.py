@@ -6,7 +6,10 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from typing import Any
+
+from .errors import ConfigError
 
 
 def misfits(kind: type, values: Mapping[str, Any], what: str) -> Iterator[str]:
@@ -44,4 +47,16 @@ def fits(value: Any, kind: Any) -> bool:
     return kind is Any or isinstance(value, kind)
 
 
-__all__ = ["fits", "misfits"]
+def check_whole(least: int, **values: Any) -> None:
+    """Raises ConfigError if one of the values is no whole number, or below `least`; names them all."""
+    found = []
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            found.append(f"{name} must be a whole number, not {value!r}")
+        elif value < least:
+            found.append(f"{name} must be at least {least}, not {value}")
+    if found:
+        raise ConfigError(*found)
+
+
+__all__ = ["check_whole", "fits", "misfits"]

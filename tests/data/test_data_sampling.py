@@ -69,6 +69,8 @@ def test_too_few_items_names_the_classes():
         few_shot(data, 4, repeat=True)
     with pytest.raises(ConfigError, match="at least 1"):
         few_shot(data, 0)
+    with pytest.raises(ConfigError, match="num_shots must be a whole number, not 1.5"):
+        few_shot(data, 1.5)
 
 
 def test_repeat_repeats_in_turn():

@@ -6,7 +6,7 @@ import pytest
 from transformers import TrainingArguments
 
 from duotune.errors import ConfigError
-from duotune.training import PromptTrainingArguments
+from duotune.training import PromptTrainingArguments, arguments
 
 
 def test_every_changed_default_and_new_setting_is_documented(tmp_path):
@@ -34,6 +34,18 @@ def test_all_faults_at_once(tmp_path):
         )
     assert len(caught.value.faults) == 5
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["foo", ["tensorboard", "foo"]])
+def test_an_unknown_place_to_report_to(tmp_path, name):
+    with pytest.raises(ConfigError, match="report_to must be none, all or one of .*tensorboard.*, not 'foo'"):
+        PromptTrainingArguments(output_dir=str(tmp_path), report_to=name)
+
+
+def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setattr(arguments, "get_available_reporting_integrations", lambda: [])
+    with pytest.raises(ConfigError, match="report_to='tensorboard' needs the package tensorboard"):
+        PromptTrainingArguments(output_dir=str(tmp_path), report_to="tensorboard")
 
 
 def test_values_that_would_fail_in_the_middle_of_a_run(tmp_path):

@@ -104,6 +104,10 @@ def given(namespace: argparse.Namespace, options: type) -> dict[str, Any]:
     return {key: value for key, value in vars(namespace).items() if key in names and value is not None}
 
 
+# what a cache cannot do costs time that nobody expects; fewer shots than were asked for are another experiment
+WARNED_OF = ("training.cache", "training.detection_features", "data.detection.sampling")
+
+
 class _OneLine(logging.Handler):
     """A warning as one line on standard error, like an error's."""
 
@@ -130,9 +134,9 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("duotune").addHandler(logging.NullHandler())  # commands print what matters of it themselves
-    for name in ("cache", "detection_features"):  # but what a cache cannot do costs time that nobody expects
-        cache = logging.getLogger(f"duotune.training.{name}")
-        if not any(isinstance(handler, _OneLine) for handler in cache.handlers):
-            cache.addHandler(_OneLine(logging.WARNING))
+    for name in WARNED_OF:
+        told = logging.getLogger(f"duotune.{name}")
+        if not any(isinstance(handler, _OneLine) for handler in told.handlers):
+            told.addHandler(_OneLine(logging.WARNING))
     for name in ("matplotlib", "accelerate", "datasets", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)

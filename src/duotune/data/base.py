@@ -59,7 +59,7 @@ class ClassificationData:
     template: str = "a photo of a {}."
     templates: tuple[str, ...] = field(default=())
 
-    def few_shot(self, num_shots: int, seed: int = 0, repeat: bool = False) -> ClassificationData:
+    def few_shot(self, num_shots: int, seed: int = 1, repeat: bool = False) -> ClassificationData:
         """`num_shots` training items per class and min(num_shots, 4) validation items; test stays whole.
 
         Depends on the items and the seed alone, so all methods see the same shots; see `sampling.few_shot`.

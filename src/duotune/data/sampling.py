@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import ConfigError, DataError
+from ..settings import check_whole
 from .base import ClassificationData, ImageItem, first_few
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def by_label(items: Iterable[ImageItem]) -> dict[int, list[ImageItem]]:
     return dict(sorted(groups.items()))
 
 
-def few_shot(data: ClassificationData, num_shots: int, seed: int = 0, *, repeat: bool = False) -> ClassificationData:
+def few_shot(data: ClassificationData, num_shots: int, seed: int = 1, *, repeat: bool = False) -> ClassificationData:
     """`num_shots` training and up to min(num_shots, 4) validation items per class; the test split stays whole.
 
     Shots are nested: with one seed, the 4 shots of a class contain its 2 shots. A class's shots depend on its own
@@ -50,15 +51,14 @@ def few_shot(data: ClassificationData, num_shots: int, seed: int = 0, *, repeat:
 
     Args:
         num_shots: training items per class, at least 1.
-        seed: another seed, other shots.
+        seed: another seed, other shots; 1 is the first, as of `attach` and training.
         repeat: a class with fewer items than shots has them repeated in turn, instead of an error.
 
     Raises:
-        ConfigError: num_shots < 1.
+        ConfigError: num_shots is no whole number of at least 1.
         DataError: classes with fewer training items than shots (with `repeat`: with none), by name.
     """
-    if num_shots < 1:
-        raise ConfigError(f"num_shots must be at least 1, not {num_shots}")
+    check_whole(1, num_shots=num_shots)
     train, val = by_label(data.train), by_label(data.val)
     wanted = 1 if repeat else num_shots
     counts = [(name, len(train.get(label, ()))) for label, name in enumerate(data.class_names)]

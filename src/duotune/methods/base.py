@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -175,7 +175,8 @@ class Method(nn.Module, abc.ABC):
             class_names: C different, non-empty names; underscores read as spaces.
             template: a prompt with one `{}`, or several (zero-shot ensembles).
         """
-        if isinstance(class_names, str) or not all(isinstance(n, str) for n in class_names):
+        listed = isinstance(class_names, Iterable) and not isinstance(class_names, (str, Mapping))
+        if not listed or not all(isinstance(n, str) for n in class_names):
             raise ClassNamesError(f"class names must be a list of strings; got {class_names!r}")
         names = tuple(class_names)
         if not names or any(not n.strip() for n in names):

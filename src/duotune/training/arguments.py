@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..errors import ConfigError
 
@@ -100,6 +101,12 @@ class PromptTrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < least:
                 yield f"{name} must be at least {least}, not {value}"
+        reports = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
+        for name in reports:
+            if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
+                yield f"report_to must be none, all or one of {', '.join(INTEGRATION_TO_CALLBACK)}, not {name!r}"
+            elif name == "tensorboard" and name not in get_available_reporting_integrations():
+                yield "report_to='tensorboard' needs the package tensorboard; pip install tensorboard"
         if not 0 <= self.weight_decay < float("inf"):
             yield f"weight_decay must not be negative, not {self.weight_decay}"
         if self.views < 0:

@@ -9,7 +9,7 @@ import pytest
 
 from duotune.data.detection.base import DetectionData
 from duotune.data.detection.coco import make_item
-from duotune.data.detection.sampling import few_shot_items
+from duotune.data.detection.sampling import few_shot_items, fewer_pictures
 from duotune.errors import ConfigError, DataError
 
 CLASSES = 5
@@ -69,9 +69,21 @@ def test_of_a_data_set(items):
     few = data.few_shot(1, seed=3)
     assert [i.image_id for i in few.train] == transcribed(items, 1, 3) and len(few.train) < 20
     assert few.val == data.val and few.test == data.test and few.class_names == data.class_names
-    for shots, seed in ((0, 0), (1, -1)):
-        with pytest.raises(ConfigError, match="num_shots must be at least 1"):
+    for shots, seed, match in ((0, 0, "num_shots must be at least 1"), (1, -1, "seed must be at least 0")):
+        with pytest.raises(ConfigError, match=match):
             data.few_shot(shots, seed)
     empty = DetectionData("d", ("a",), (1,), (make_item("x.jpg", 1, 4, 4, []),))
     with pytest.raises(DataError, match="no training picture has a box"):
         empty.few_shot(1)
+
+
+def test_fewer_pictures_than_shots_are_told(caplog):
+    box = (0, 0, 9, 9)
+    train = [make_item(f"{i}.jpg", i, 20, 20, [(box, label, i, 0, 81)]) for i, label in enumerate((0, 0, 0, 1))]
+    data = DetectionData("cells", ("red", "white"), (1, 2), tuple(train))
+    assert fewer_pictures(data, 2) == {"white": 1}
+    assert len(data.few_shot(1).train) == 2 and not caplog.records
+    data.few_shot(3)
+    (record,) = caplog.records
+    assert "cells: 1 of 2 classes have fewer than 3 training pictures" in record.getMessage()
+    assert "'white (1)'" in record.getMessage()

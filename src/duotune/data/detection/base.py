@@ -106,7 +106,7 @@ class DetectionData:
     frequencies: tuple[str, ...] = ()
     report: DetectionReport = field(default_factory=DetectionReport, compare=False)
 
-    def few_shot(self, num_shots: int, seed: int = 0) -> DetectionData:
+    def few_shot(self, num_shots: int, seed: int = 1) -> DetectionData:
         """Training pictures until every class has `num_shots`; val and test stay whole. See `sampling.few_shot`."""
         from .sampling import few_shot
 

@@ -17,6 +17,7 @@ The lists that come with ODinW (`odinw.PUBLISHED_SHOTS`) were drawn once by its 
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterable
 from dataclasses import replace
@@ -24,7 +25,11 @@ from dataclasses import replace
 import numpy as np
 
 from ...errors import ConfigError, DataError
+from ...settings import check_whole
+from ..base import first_few
 from .base import DetectionData, DetectionItem
+
+logger = logging.getLogger(__name__)
 
 MIN_SIDE = 1.0  # pixels; boxes need more
 
@@ -41,8 +46,8 @@ def few_shot_items(items: Iterable[DetectionItem], num_shots: int, seed: int = 0
     Raises:
         ConfigError: num_shots below 1, or a negative seed.
     """
-    if num_shots < 1 or seed < 0:
-        raise ConfigError(f"num_shots must be at least 1 and seed not negative: {num_shots}, {seed}")
+    check_whole(1, num_shots=num_shots)
+    check_whole(0, seed=seed)
     order = sorted(filter(has_usable_box, items), key=lambda item: (isinstance(item.image_id, str), item.image_id))
     if seed:
         random.Random(seed).shuffle(order)
@@ -57,7 +62,7 @@ def few_shot_items(items: Iterable[DetectionItem], num_shots: int, seed: int = 0
     return taken
 
 
-def few_shot(data: DetectionData, num_shots: int, seed: int = 0) -> DetectionData:
+def few_shot(data: DetectionData, num_shots: int, seed: int = 1) -> DetectionData:
     """`data` with the training pictures of the module's rule; val and test stay whole.
 
     Args:
@@ -73,4 +78,22 @@ def few_shot(data: DetectionData, num_shots: int, seed: int = 0) -> DetectionDat
     taken = few_shot_items(data.train, num_shots, seed)
     if not taken:
         raise DataError(f"{data.name}: no training picture has a box larger than 1 x 1 pixel")
+    few = fewer_pictures(data, num_shots)
+    if few:
+        logger.warning(
+            "%s: %d of %d classes have fewer than %d training pictures and give all they have: %s",
+            data.name,
+            len(few),
+            len(data.class_names),
+            num_shots,
+            first_few([f"{name} ({count})" for name, count in few.items()]),
+        )
     return replace(data, train=tuple(taken))
+
+
+def fewer_pictures(data: DetectionData, num_shots: int) -> dict[str, int]:
+    """Class -> number of its training pictures with a usable box, of every class that has fewer than `num_shots`."""
+    counts = np.zeros(len(data.class_names), dtype=np.int64)
+    for item in filter(has_usable_box, data.train):
+        counts[np.unique(item.labels)] += 1
+    return {name: int(count) for name, count in zip(data.class_names, counts) if count < num_shots}
