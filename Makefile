@@ -2,6 +2,7 @@
 # make test    run the tests
 # make check   lint, formatting, documentation without a broken link
 # make docs    build the documentation into site/
+# make results write docs/results.md, its pictures and the tables of docs/benchmarks.md from docs/data
 #
 # The first two create .venv once and install pinned dependencies; PYTHON=python3.12 chooses another interpreter.
 
@@ -10,7 +11,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs results clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -26,6 +27,9 @@ check: $(VENV)/installed-checks
 
 docs: $(VENV)/installed-checks
 	$(BIN)/mkdocs build --strict --site-dir site
+
+results: $(VENV)/installed
+	$(BIN)/python scripts/results/render.py
 
 # Stamps: a later run installs nothing unless the declared dependencies changed.
 $(VENV)/installed: pyproject.toml constraints.txt
