@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from duotune.data import ClassificationData, ImageItem
+from duotune.data import ImageItem
 from duotune.data.images import open_image
-from duotune.data.torch_dataset import ImageDataset, check_data, check_images, collate
+from duotune.data.torch_dataset import ImageDataset, check_images, collate
 from duotune.data.transforms import TestTransform, TrainTransform
 from duotune.errors import ConfigError, DataError
 
@@ -175,15 +175,3 @@ def test_good_images_and_repeated_items(items):
     assert check_images([])[0] == []
     with pytest.raises(ConfigError, match="max_broken_share must be 0..1"):
         check_images(items, max_broken_share=2)
-
-
-def test_check_data(items):
-    data = ClassificationData("toy", ("a", "b", "c"), tuple(items[:6]), tuple(items[6:8]), tuple(items[8:]))
-    assert check_data(data)[0] == data
-    break_images(items, [1, 6, 9])
-    good, report = check_data(data, max_broken_share=0.5)
-    assert good.train == (items[0], *items[2:6]) and good.val == (items[7],) and good.test == (items[8],)
-    assert len(report.broken) == 3
-    break_images(items, [4])  # the other training picture of class "b"
-    with pytest.raises(DataError, match="toy: no training image of 'b' can be read"):
-        check_data(data, max_broken_share=0.5)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duotune.data.transforms import TestTransform, TrainTransform, denormalise, normalise
+from duotune.data.transforms import TestTransform, TrainTransform, normalise
 from duotune.errors import ConfigError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -126,12 +126,11 @@ def test_same_seed_same_pixels():
     assert (never(image, 0) == always(image, 0)[:, :, ::-1]).all()
 
 
-def test_normalise_and_back():
+def test_normalise():
     image = picture(20, 30)
     values = normalise(image, MEAN, STD)
     plain = (np.asarray(image, np.float32) / np.float32(255) - np.float32(MEAN)) / np.float32(STD)
     assert (values == plain.transpose(2, 0, 1)).all() and values.dtype == np.float32  # bit for bit
-    assert denormalise(values, MEAN, STD).tobytes() == image.tobytes()
 
 
 def test_keys_differ_with_every_setting():

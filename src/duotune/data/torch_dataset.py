@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ConfigError, DataError
-from .base import ClassificationData, ImageItem, first_few
+from .base import ImageItem, first_few
 from .images import open_image, probe_image
 from .transforms import Transform
 
@@ -186,26 +186,3 @@ def check_images(
             f"allows: {first_few(list(broken), 3)}; first reason: {next(iter(broken.values()))}"
         )
     return [item for item in items if item.key not in broken], report
-
-
-def check_data(
-    data: ClassificationData,
-    workers: int = 0,
-    max_broken_share: float = 0.01,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[ClassificationData, ImageReport]:
-    """`check_images` over all three splits. Check before taking shots to keep their number; after, to read less.
-
-    Raises:
-        DataError: too many broken images, or a class whose training images are all broken.
-    """
-    _, report = check_images((*data.train, *data.val, *data.test), workers, max_broken_share, progress)
-    keep = lambda items: tuple(item for item in items if item.key not in report.broken)
-    good = replace(data, train=keep(data.train), val=keep(data.val), test=keep(data.test))
-    lost = {item.label for item in data.train} - {item.label for item in good.train}
-    if lost:
-        names = [data.class_names[label] for label in sorted(lost)]
-        raise DataError(
-            f"{data.name}: no training image of {first_few(names)} can be read; see {first_few(list(report.broken), 3)}"
-        )
-    return good, report

@@ -51,13 +51,6 @@ def normalise(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -
     return result
 
 
-def denormalise(pixel_values: np.ndarray, mean: Sequence[float], std: Sequence[float]) -> Image.Image:
-    """(3, H, W) normalised pixels -> RGB picture; the inverse of `normalise`, for showing."""
-    values = np.asarray(pixel_values, dtype=np.float32) * np.asarray(std, dtype=np.float32)[:, None, None]
-    values = (values + np.asarray(mean, dtype=np.float32)[:, None, None]) * 255
-    return Image.fromarray(values.clip(0, 255).round().astype(np.uint8).transpose(1, 2, 0))
-
-
 def _check(size: int, mean: Triple, std: Triple) -> None:
     faults = []
     if size < 1:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from duotune.data.detection.captions import AllClasses, ItemPhrases, SampledClasses
+from duotune.data.detection.captions import ItemPhrases, SampledClasses
 from duotune.data.detection.coco import make_item
 from duotune.errors import ClassNamesError, ConfigError
 from duotune.grounding import CaptionPrompt, build_caption, chunk_classes, clean_name, grounding_caption
@@ -96,13 +96,6 @@ def test_chunk_faults(tokenizer):
         chunk_classes(["cat"], tokenizer, max_classes=0)
     with pytest.raises(ConfigError, match="fast tokenizer"):
         build_caption(["cat"], object())
-
-
-def test_all_classes(tokenizer):
-    choice = AllClasses(NAMES, tokenizer)
-    assert choice(with_labels(3)) is choice(with_labels()) is choice.caption and choice.caption.labels == ()
-    with pytest.raises(ClassNamesError, match="the model reads 12"):
-        AllClasses(NAMES, tokenizer, 12)
 
 
 def test_phrases_of_the_item(tokenizer):

@@ -10,18 +10,17 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from duotune.data.detection.base import DetectionData
-from duotune.data.detection.captions import AllClasses, SampledClasses
+from duotune.data.detection.captions import OneCaption, SampledClasses
 from duotune.data.detection.coco import make_item
 from duotune.data.detection.torch_dataset import (
     DetectionDataset,
-    check_detection_data,
-    collate_detection,
+    check_detection_images,
     open_detection_image,
 )
 from duotune.data.detection.transforms import DetectionTransform, no_augmentation
 from duotune.errors import ConfigError, DataError
-from duotune.grounding import resized_size
+from duotune.grounding import build_caption, resized_size
+from duotune.training.detection_features import DetectionCollator
 
 RED = (255, 0, 0)
 
@@ -58,7 +57,7 @@ def items(tmp_path):
 
 @pytest.fixture
 def caption(tokenizer):
-    return AllClasses(["cat", "dog", "red car"], tokenizer)
+    return OneCaption(build_caption(["cat", "dog", "red car"], tokenizer))
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -168,15 +167,15 @@ def test_boxes_that_the_caption_does_not_name_are_left_out_and_counted(items, to
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches(items, caption, workers):
     data = DetectionDataset(items, DetectionTransform((20, 40), longest=90), pixels, caption)
-    loader = DataLoader(data, batch_size=3, num_workers=workers, collate_fn=lambda rows: collate_detection(rows, pad))
+    loader = DataLoader(data, batch_size=3, num_workers=workers, collate_fn=DetectionCollator(pad))
     batches = list(loader)
-    assert [b["index"].tolist() for b in batches] == [[0, 1, 2], [3, 4, 5]]
+    assert len(batches) == 2
     for batch in batches:
         assert batch["pixel_values"].shape[2:] == tuple(batch["image_sizes"].max(0).values.tolist())
         assert batch["original_sizes"].tolist() == [[40, 60]] * 3
         assert [label["boxes"].shape for label in batch["labels"]] == [(1, 4)] * 3
         assert all(label["positive_map"].shape == (1, caption.caption.length) for label in batch["labels"])
-        assert batch["image_ids"] == batch["index"].tolist() and len(batch["captions"]) == 3
+        assert batch["captions"] == [caption.caption] * 3
 
 
 def test_items_travel_to_workers(items):
@@ -198,13 +197,9 @@ def test_the_annotation_says_how_the_picture_stands(tmp_path):
 
 
 def test_broken_pictures_leave_by_name(items):
-    data = DetectionData("d", ("a", "b", "c"), (1, 2, 3), tuple(items[:4]), (), tuple(items[4:]))
-    assert check_detection_data(data)[0] == data
+    assert check_detection_images(items)[0] == items
     items[4].path.write_bytes(b"no picture")
     with pytest.raises(DataError, match="1 of 6 images cannot be read"):
-        check_detection_data(data)
-    good, report = check_detection_data(data, max_broken_share=0.5)
-    assert list(report.broken) == [items[4].key] and [i.image_id for i in good.test] == [5] and len(good.train) == 4
-    items[1].path.write_bytes(b"")
-    with pytest.raises(DataError, match="no training image of 'b' can be read"):
-        check_detection_data(data, max_broken_share=0.5)
+        check_detection_images(items)
+    good, report = check_detection_images(items, max_broken_share=0.5)
+    assert list(report.broken) == [items[4].key] and good == [*items[:4], items[5]]

@@ -10,7 +10,7 @@ learns to ignore it. A caption names the picture's own classes and some that are
 3. They join in random order while they fit.
 4. All names are shuffled.
 
-Tuning on one task shows the fixed list of all classes instead (`AllClasses`).
+Tuning on one task shows the fixed list of all classes instead (`OneCaption`).
 """
 
 from __future__ import annotations
@@ -33,24 +33,8 @@ class CaptionChoice(Protocol):
         """The caption to train on; classes that it does not name lose their boxes."""
 
 
-class AllClasses:
-    """The fixed caption of all classes. Raises ClassNamesError, when made, if they do not fit `max_tokens`."""
-
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        tokenizer: Any,
-        max_tokens: int = 256,
-        prompts: Sequence[CaptionPrompt] = (),
-    ):
-        self.caption = build_caption(class_names, tokenizer, max_tokens, prompts=prompts or None)
-
-    def __call__(self, item: DetectionItem, rng: np.random.Generator | None = None) -> Caption:
-        return self.caption
-
-
 class OneCaption:
-    """The same caption with every picture, one that is built already."""
+    """The same caption with every picture, such as that of all classes."""
 
     def __init__(self, caption: Caption):
         self.caption = caption
@@ -67,7 +51,7 @@ class ItemPhrases:
 
     def __call__(self, item: DetectionItem, rng: np.random.Generator | None = None) -> Caption:
         if item.caption is None:
-            raise ClassNamesError(f"{item.short_key} has no sentence; use AllClasses or SampledClasses")
+            raise ClassNamesError(f"{item.short_key} has no sentence; use OneCaption or SampledClasses")
         return grounding_caption(item.caption, item.phrases, self.tokenizer, self.max_tokens)
 
 

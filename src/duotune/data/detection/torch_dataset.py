@@ -1,22 +1,19 @@
-"""The map-style detection data set that DataLoader workers read, and its collator."""
+"""The map-style detection data set that DataLoader workers read, and the check for broken pictures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ...errors import DataError
-from ..base import first_few
 from ..images import image_size, open_image, probe_image
 from ..torch_dataset import ImageDataset, ImageReport, check_images
-from .base import SPLITS, DetectionData, DetectionItem
+from .base import DetectionItem
 from .captions import CaptionChoice
 from .transforms import DetectionTransform
 
@@ -136,27 +133,6 @@ class DetectionDataset(Dataset):
         }
 
 
-def collate_detection(batch: Sequence[dict[str, Any]], pad: Callable[[list[Tensor]], Tensor]) -> dict[str, Any]:
-    """Rows of a `DetectionDataset` -> a batch.
-
-    Args:
-        pad: a model's padding, (3, h, w) pictures of different sizes -> (B, 3, H, W).
-
-    Returns:
-        pixel_values (B, 3, H, W); image_sizes and original_sizes (B, 2) int64, height and width; labels, per picture
-        {"boxes", "labels", "positive_map"}; captions, image_ids; index (B,) int64.
-    """
-    return {
-        "pixel_values": pad([row["pixel_values"] for row in batch]),
-        "image_sizes": torch.tensor([row["image_size"] for row in batch]),
-        "original_sizes": torch.tensor([row["original_size"] for row in batch]),
-        "labels": [{name: row[name] for name in ("boxes", "labels", "positive_map")} for row in batch],
-        "captions": [row["caption"] for row in batch],
-        "image_ids": [row["image_id"] for row in batch],
-        "index": torch.tensor([row["index"] for row in batch]),
-    }
-
-
 def check_detection_images(
     items: Sequence[DetectionItem], workers: int = 0, max_broken_share: float = 0.01
 ) -> tuple[list[DetectionItem], ImageReport]:
@@ -180,23 +156,3 @@ def _probe(item: DetectionItem) -> None:
             f"{item.key} is {turned[0]} x {turned[1]} pixels, its annotation says {wanted[0]} x {wanted[1]}; "
             "boxes would not fit: correct one of them"
         )
-
-
-def check_detection_data(
-    data: DetectionData, workers: int = 0, max_broken_share: float = 0.01
-) -> tuple[DetectionData, ImageReport]:
-    """Read every picture of all splits once and leave out those that cannot be read, by name.
-
-    Raises:
-        DataError: too many broken images, or a class whose training pictures are all broken.
-    """
-    every = [item for split in SPLITS for item in getattr(data, split)]
-    _, report = check_detection_images(every, workers, max_broken_share)
-    keep = lambda items: tuple(item for item in items if item.key not in report.broken)
-    good = replace(data, **{split: keep(getattr(data, split)) for split in SPLITS})
-    if data.class_names:
-        lost = (data.boxes_per_class() > 0) & (good.boxes_per_class() == 0)
-        if lost.any():
-            names = [name for name, gone in zip(data.class_names, lost) if gone]
-            raise DataError(f"{data.name}: no training image of {first_few(names)} can be read")
-    return good, report
