@@ -137,6 +137,30 @@ def test_faulty_folders(class_folders, write_image, tmp_path):
         load_dataset(tmp_path / "twice")
 
 
+@pytest.mark.parametrize("folders", [("train", "test"), ("train2017", "val2017"), ("train",)])
+def test_split_folders_are_no_classes(write_image, tmp_path, folders):
+    for folder in folders:
+        write_image(tmp_path / folder / "1.png")
+    with pytest.raises(DataError, match=f"lie directly in .*'{folders[0]}'.*class folders .*/CLASS/"):
+        load_dataset(tmp_path)
+    write_image(tmp_path / "boat" / "1.png")  # beside another class, "train" is one
+    assert load_dataset(tmp_path).class_names == tuple(sorted({*folders, "boat"}))
+
+
+@pytest.mark.parametrize(
+    "file", ["train/_annotations.coco.json", "annotations/instances_train2017.json", "train.json", "test.json"]
+)
+def test_pictures_with_boxes_are_no_labelled_pictures(write_image, tmp_path, file):
+    write_image(tmp_path / "data" / "train" / "1.png")
+    (tmp_path / "data" / file).parent.mkdir(exist_ok=True)
+    (tmp_path / "data" / file).write_text("{}")
+    with pytest.raises(DataError, match="has COCO annotations.*load_detection reads it"):
+        load_dataset(tmp_path / "data")
+    if "/" not in file:
+        with pytest.raises(DataError, match="has COCO annotations.*load_detection reads it"):
+            load_dataset(zipped(tmp_path / "data", tmp_path / "data.zip"))
+
+
 def test_empty_class_folder_in_one_split_is_fine(class_folders):
     class_folders("x/train", {"cat": 2, "dog": 2})
     assert counts(load_dataset(class_folders("x/test", {"cat": 2, "dog": 0}).parent)) == [4, 0, 2]

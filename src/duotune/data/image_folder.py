@@ -152,7 +152,8 @@ def read_image_folder(
         name, class_names, template, templates: instead of what `dataset.json` says.
 
     Raises:
-        DataError: path absent, no class folders, a class without pictures, or a faulty `dataset.json`.
+        DataError: path absent, no class folders, a class without pictures, a faulty `dataset.json`, or pictures with
+            COCO annotations.
         ClassNamesError: two folders read the same.
     """
     path = Path(path)
@@ -164,10 +165,12 @@ def read_image_folder(
 
     tops = {image.split("/")[0] for image in listing.images if "/" in image}
     deep = {image.split("/")[0] for image in listing.images if image.count("/") >= 2}
+    in_splits = {top for top in deep if top in SPLIT_FOLDERS}
+    if not in_splits:
+        _refuse_other_layouts(path, tops)
     if not tops:
         loose = f"{len(listing.images)} pictures lie outside class folders" if listing.images else "no pictures"
         raise DataError(f"{path} has no class folders with pictures ({loose}); {expected}")
-    in_splits = {top for top in deep if top in SPLIT_FOLDERS}
 
     entries: list[tuple[str, str, str]] = []  # split ("" if undecided), class folder, image
     if in_splits:
@@ -198,6 +201,22 @@ def read_image_folder(
         template=say("template", template, "a photo of a {}."),
         templates=say("templates", templates, ()),
     )
+
+
+def _refuse_other_layouts(path: Path, tops: set[str]) -> None:
+    """Raises DataError where the folders `tops`, which hold pictures directly, are clearly no classes."""
+    from .detection import is_detection_data
+
+    if is_detection_data(path):
+        raise DataError(f"{path} has COCO annotations, so it is pictures with boxes; load_detection reads it")
+    if tops and all(
+        top.rstrip("0123456789") in SPLIT_FOLDERS for top in tops
+    ):  # COCO's folders are train2017 and the like
+        one = min(tops)
+        raise DataError(
+            f"{path}: pictures lie directly in {first_few(sorted(tops))}, so their classes are not known; sort them into "
+            f"class folders ({one}/CLASS/*.jpg), or name them in a CSV file"
+        )
 
 
 def _class_folders(listing: Listing, splits: set[str]) -> list[str]:
