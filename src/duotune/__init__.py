@@ -46,6 +46,8 @@ _LAZY = {
     "ClassificationResult": "duotune.evaluation",
     "evaluate_detector": "duotune.detection_evaluation",
     "DetectionResult": "duotune.detection_evaluation",
+    "evaluate_phrases": "duotune.detection_evaluation",
+    "PhraseResult": "duotune.detection_evaluation",
     "Predictor": "duotune.predictor",
     "Prediction": "duotune.predictor",
     "BoxesFound": "duotune.predictor",
@@ -67,6 +69,7 @@ __all__ = [
     "DetectionTrainingArguments",
     "DuotuneError",
     "FeatureCache",
+    "PhraseResult",
     "Prediction",
     "Predictor",
     "PromptTrainer",
@@ -81,6 +84,7 @@ __all__ = [
     "describe",
     "evaluate",
     "evaluate_detector",
+    "evaluate_phrases",
     "import_dassl",
     "import_sdpt",
     "list_backbones",
@@ -103,7 +107,7 @@ if TYPE_CHECKING:
     from .conversion import convert_openai_clip, import_dassl, import_sdpt
     from .data import ClassificationData, list_datasets, load_dataset
     from .data.detection import DetectionData, list_detection_datasets, load_detection
-    from .detection_evaluation import DetectionResult, evaluate_detector
+    from .detection_evaluation import DetectionResult, PhraseResult, evaluate_detector, evaluate_phrases
     from .errors import DuotuneError
     from .evaluation import ClassificationResult, base_to_new, evaluate
     from .inspection import nearest_words

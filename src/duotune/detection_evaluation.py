@@ -1,4 +1,4 @@
-"""How good a detector is: AP on labelled pictures, table by class, picture by picture on disk so that it can go on.
+"""How good a detector is: AP of classes, recall of phrases; picture by picture on disk so that it can go on.
 
 out/detections.jsonl    first line: what was measured; then one line per picture, written as they are found
 out/metrics.json        at the end
@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .data.detection.base import DetectionData, DetectionItem
-from .data.detection.captions import OneCaption
+from .data.detection.captions import CaptionChoice, ItemPhrases, OneCaption
+from .data.detection.flickr30k import by_occurrence
 from .data.detection.torch_dataset import DetectionDataset, check_detection_images
 from .errors import ConfigError, DataError
-from .metrics import BoxPrediction, DetectionMetrics
+from .metrics import BoxPrediction, DetectionMetrics, PhraseRecall
 from .metrics.detection import LVIS_MAX_DETECTIONS
 from .model import PromptedDetector
 from .report import write_text
@@ -37,7 +38,30 @@ DETECTIONS, METRICS = "detections.jsonl", "metrics.json"
 
 
 @dataclass(frozen=True)
-class DetectionResult:
+class _Result:
+    metrics: Any
+    predictions: tuple[BoxPrediction, ...] = field(repr=False)
+    seconds: float
+    items: tuple[DetectionItem, ...] = field(repr=False, default=())
+    broken: dict[str, str] = field(default_factory=dict)
+    resumed: int = 0
+
+    def to_json(self) -> str:
+        values = {**self.metrics.to_dict(), "seconds": self.seconds, "broken": self.broken, "resumed": self.resumed}
+        return json.dumps(values, indent=2, ensure_ascii=False)
+
+    def __str__(self) -> str:
+        """The metrics' table, and what was measured."""
+        skipped = f"; {len(self.broken)} images could not be read" if self.broken else ""
+        earlier = f"; {self.resumed} of them found before" if self.resumed else ""
+        return f"{self.metrics}\n{self._count()} in {self.seconds:.1f} s{earlier}{skipped}"
+
+    def _count(self) -> str:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class DetectionResult(_Result):
     """What `evaluate_detector` found.
 
     Attributes:
@@ -50,11 +74,6 @@ class DetectionResult:
     """
 
     metrics: DetectionMetrics
-    predictions: tuple[BoxPrediction, ...] = field(repr=False)
-    seconds: float
-    items: tuple[DetectionItem, ...] = field(repr=False, default=())
-    broken: dict[str, str] = field(default_factory=dict)
-    resumed: int = 0
 
     @property
     def ap(self) -> float | None:
@@ -70,16 +89,23 @@ class DetectionResult:
     def class_names(self) -> tuple[str, ...]:
         return self.metrics.class_names
 
-    def to_json(self) -> str:
-        values = {**self.metrics.to_dict(), "seconds": self.seconds, "broken": self.broken, "resumed": self.resumed}
-        return json.dumps(values, indent=2, ensure_ascii=False)
+    def _count(self) -> str:
+        return f"{self.metrics.num_images} images"
 
-    def __str__(self) -> str:
-        """A table, one row per class and one for all."""
-        skipped = f"; {len(self.broken)} images could not be read" if self.broken else ""
-        earlier = f"; {self.resumed} of them found before" if self.resumed else ""
-        count = self.metrics.num_images
-        return f"{self.metrics}\n{count} images in {self.seconds:.1f} s{earlier}{skipped}"
+
+@dataclass(frozen=True)
+class PhraseResult(_Result):
+    """What `evaluate_phrases` found; as `DetectionResult`, but:
+
+    Attributes:
+        metrics: recalls in percent.
+        items: the sentences that were read, each place of a phrase as a phrase of its own.
+    """
+
+    metrics: PhraseRecall
+
+    def _count(self) -> str:
+        return f"{self.metrics.num_phrases} phrases of {self.metrics.num_sentences} sentences"
 
 
 def evaluate_detector(
@@ -115,32 +141,96 @@ def evaluate_detector(
     items = _items(model, data, split)
     if data.frequencies:
         limits.setdefault("max_detections", LVIS_MAX_DETECTIONS)
-    good, report = check_detection_images(items, workers, max_broken_share)
-    if not good:
-        raise DataError(f"none of the {len(items)} pictures can be read; first: {next(iter(report.broken.values()))}")
-    with _Memory(out, _identity(model, data, split, batch_size, limits), good) as memory:
-        resumed = len(memory.found)
-        waiting = [item for item in good if item.short_key not in memory.found]
-        with tqdm(total=len(waiting), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
-            for part, boxes in _find(model, waiting, batch_size, workers, limits):
-                memory.add(part, boxes)
-                bar.update(len(part))
-        found = [memory.found[item.short_key] for item in good]
+    # no loss is computed, so any caption serves; boxes are those of all classes
+    captions = OneCaption(model.method.all_captions[0])
+    identity = _identity(model, data, split, batch_size, limits, [c.text for c in model.method.all_captions])
+    good, found, broken, resumed = _measure(
+        model, items, captions, identity, out, batch_size, workers, progress, max_broken_share, limits
+    )
     metrics = DetectionMetrics.measure(good, found, data.class_names, data.frequencies)
-    seconds = time.perf_counter() - start
-    result = DetectionResult(metrics, tuple(found), seconds, tuple(good), report.broken, resumed)
+    result = DetectionResult(metrics, found, time.perf_counter() - start, good, broken, resumed)
     if out is not None:
         write_text(Path(out) / METRICS, result.to_json() + "\n")
     return result
 
 
-def _items(model: PromptedDetector, data: DetectionData, split: str) -> tuple[DetectionItem, ...]:
+def evaluate_phrases(
+    model: PromptedDetector,
+    data: DetectionData,
+    split: str = "test",
+    batch_size: int = 1,
+    workers: int = 2,
+    out: str | Path | None = None,
+    progress: bool = True,
+    max_broken_share: float = 0.01,
+    **limits: float,
+) -> PhraseResult:
+    """Find the phrases of sentences (Flickr30k Entities) in their pictures and measure recall@1, @5 and @10.
+
+    The classes that the model was attached with play no part. Arguments are those of `evaluate_detector`.
+
+    Raises:
+        ConfigError: the data have classes instead of phrases. ClassNamesError: a method that was learnt for one
+            caption, as text_prompt. DataError: no sentence with phrases, too many broken pictures, or `out` holds boxes
+            of another model, data set or limits.
+    """
+    start = time.perf_counter()
+    _check(model, split)
+    if data.class_names:
+        raise ConfigError(f"{data.name} has classes instead of phrases; measure it with evaluate_detector")
+    items = [by_occurrence(item) for item in getattr(data, split) if item.phrases]
+    if not items:
+        raise DataError(f"{data.name} has no {split} sentence whose phrases have boxes; it has {_splits(data)}")
+    captions = ItemPhrases(model.backbone.tokenizer, model.backbone.max_text_tokens)
+    identity = _identity(model, data, split, batch_size, limits, "each sentence")
+    good, found, broken, resumed = _measure(
+        model, items, captions, identity, out, batch_size, workers, progress, max_broken_share, limits
+    )
+    metrics = PhraseRecall.measure(good, found)
+    result = PhraseResult(metrics, found, time.perf_counter() - start, good, broken, resumed)
+    if out is not None:
+        write_text(Path(out) / METRICS, result.to_json() + "\n")
+    return result
+
+
+def _measure(
+    model: PromptedDetector,
+    items: Sequence[DetectionItem],
+    captions: CaptionChoice,
+    identity: dict[str, Any],
+    out: str | Path | None,
+    batch_size: int,
+    workers: int,
+    progress: bool,
+    max_broken_share: float,
+    limits: dict[str, float],
+) -> tuple[tuple[DetectionItem, ...], tuple[BoxPrediction, ...], dict[str, str], int]:
+    """(items that can be read, what is found in each, why others cannot be read, how many were found before)."""
+    good, report = check_detection_images(items, workers, max_broken_share)
+    if not good:
+        raise DataError(f"none of the {len(items)} pictures can be read; first: {next(iter(report.broken.values()))}")
+    with _Memory(out, identity, good) as memory:
+        resumed = len(memory.found)
+        waiting = [item for item in good if item.short_key not in memory.found]
+        with tqdm(total=len(waiting), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
+            for part, boxes in _find(model, waiting, captions, batch_size, workers, limits):
+                memory.add(part, boxes)
+                bar.update(len(part))
+        found = tuple(memory.found[item.short_key] for item in good)
+    return tuple(good), found, report.broken, resumed
+
+
+def _check(model: PromptedDetector, split: str) -> None:
     if not isinstance(model, PromptedDetector):
         raise ConfigError("evaluate_detector measures detectors; a classifier is measured by evaluate")
     if split not in ("train", "val", "test"):
         raise ConfigError(f"split must be train, val or test, not {split!r}")
+
+
+def _items(model: PromptedDetector, data: DetectionData, split: str) -> tuple[DetectionItem, ...]:
+    _check(model, split)
     if not data.class_names:
-        raise ConfigError(f"{data.name} has phrases instead of classes; AP is of classes")
+        raise ConfigError(f"{data.name} has phrases instead of classes; measure their recall with evaluate_phrases")
     if tuple(data.class_names) != model.class_names:
         raise ConfigError(
             f"the model finds {len(model.class_names)} classes, {data.name} has other {len(data.class_names)}; call "
@@ -157,23 +247,33 @@ def _splits(data: DetectionData) -> str:
 
 
 def _find(
-    model: PromptedDetector, items: Sequence[DetectionItem], batch_size: int, workers: int, limits: dict[str, float]
+    model: PromptedDetector,
+    items: Sequence[DetectionItem],
+    captions: CaptionChoice,
+    batch_size: int,
+    workers: int,
+    limits: dict[str, float],
 ) -> Iterator[tuple[list[DetectionItem], list[BoxPrediction]]]:
     """Batches of pictures and what is found in them."""
     if not items:
         return
     backbone = model.backbone
-    # no loss is computed, so any caption serves; boxes are those of all classes
-    captions = OneCaption(model.method.all_captions[0])
     images = DetectionDataset(items, detection_test_transform(backbone), backbone.normalize, captions)
     workers = min(workers, -(-len(items) // batch_size))
     loader = DataLoader(images, batch_size, num_workers=workers, collate_fn=DetectionCollator(backbone.pad))
+    phrases = isinstance(captions, ItemPhrases)
     for number, batch in enumerate(loader):
-        yield list(items[number * batch_size : (number + 1) * batch_size]), find_boxes(model, batch, **limits)
+        part = list(items[number * batch_size : (number + 1) * batch_size])
+        yield part, find_boxes(model, batch, phrases, **limits)
 
 
 def _identity(
-    model: PromptedDetector, data: DetectionData, split: str, batch_size: int, limits: dict[str, float]
+    model: PromptedDetector,
+    data: DetectionData,
+    split: str,
+    batch_size: int,
+    limits: dict[str, float],
+    captions: list[str] | str,
 ) -> dict[str, Any]:
     """What found boxes depend on."""
     learnt = hashlib.sha256()
@@ -185,7 +285,7 @@ def _identity(
         "method": model.method_name,
         "settings": model.method.config.to_dict(),
         "learnt": learnt.hexdigest()[:16],
-        "captions": [caption.text for caption in model.method.all_captions],
+        "captions": captions,
         "size": detection_test_transform(model.backbone).key(),
         "data": data.name,
         "split": split,
@@ -255,4 +355,4 @@ class _Memory:
             self.file.close()
 
 
-__all__ = ["DetectionResult", "evaluate_detector"]
+__all__ = ["DetectionResult", "PhraseResult", "evaluate_detector", "evaluate_phrases"]

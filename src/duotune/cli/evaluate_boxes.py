@@ -39,7 +39,7 @@ def faults(options: Options) -> list[str]:
 
 
 def run(options: Options) -> int:
-    """Measure AP, of one data set or of each of ODinW's."""
+    """Measure AP, of one data set or of each of ODinW's; or the recall of phrases."""
     if found := faults(options):
         raise ConfigError(*found)
     from ..data.detection import ODINW, load_detection
@@ -84,10 +84,11 @@ def run(options: Options) -> int:
 
 
 def _measure(options: Options, model: PromptedModel, data: DetectionData, folder: Path | None) -> Any:
-    from ..detection_evaluation import evaluate_detector
+    from ..detection_evaluation import evaluate_detector, evaluate_phrases
 
+    measure = evaluate_detector if data.class_names else evaluate_phrases
     wanted = {"score_threshold": options.score_threshold, "max_detections": options.max_detections}
-    return evaluate_detector(
+    return measure(
         model,
         data,
         options.split,
@@ -104,6 +105,12 @@ def _shown(options: Options, model: PromptedModel, data: DetectionData, result: 
         return str(result)
     text = lambda value: "-" if value is None else f"{value:.2f}"
     resumed = f" ({result.resumed} of them found before)" if result.resumed else ""
+    if not data.class_names:
+        recall = result.metrics
+        return (
+            f"{model.method_name} on {data.name}: recall@1 {recall.recall_1:.2f}, @5 {recall.recall_5:.2f}, @10 "
+            f"{recall.recall_10:.2f} of {recall.num_phrases} phrases in {recall.num_sentences} sentences{resumed}"
+        )
     return (
         f"{model.method_name} on {data.name}: AP {text(result.ap)}, AP50 {text(result.ap50)} of "
         f"{result.metrics.num_boxes} boxes in {result.metrics.num_images} images{resumed}"
@@ -117,12 +124,15 @@ def _model(options: Options, data: DetectionData, before: PromptedModel | None) 
     template = options.template or data.templates
     if options.method:
         backbone: Backbone | str = before.backbone if before is not None else _backbone(options)
-        return attach(backbone, options.method, data.class_names, template), data
+        names = data.class_names or ("object",)  # sentences bring their own phrases
+        return attach(backbone, options.method, names, template), data
     from ..artifacts import load
 
     model = before if before is not None else load(options.artifact, options.backbone, options.device)
     if not isinstance(model, PromptedDetector):
         raise ConfigError(f"{options.artifact} is a classifier, and {data.name} has boxes; give it labelled images")
+    if not data.class_names:
+        return model, data
     if set(model.class_names) == set(data.class_names):
         return model, data.select([data.class_names.index(name) for name in model.class_names])
     return model.set_classes(data.class_names, template), data

@@ -113,7 +113,7 @@ class DetectionMethod(Method, abc.ABC):
         target_sizes: Tensor | None = None,
         **limits: float,
     ) -> list[dict[str, Any]]:
-        """Boxes of all classes in each image, caption by caption, best first.
+        """Boxes of all classes in each image, caption by caption, best first; of the batch's captions if it has some.
 
         What the frozen image tower computes is shared by the captions. A class's boxes depend on its own caption
         alone; of all captions' boxes the best `max_detections` are kept, and those that tie with the last.
@@ -122,8 +122,12 @@ class DetectionMethod(Method, abc.ABC):
             image_sizes, target_sizes, limits: as in `Detector.detections`.
 
         Returns:
-            per image {"boxes": (n, 4), "scores": (n,), "labels": (n,) positions in `class_names`, "names": [n]}.
+            per image {"boxes": (n, 4), "scores": (n,), "labels": (n,) positions in `class_names` (in the batch's
+            caption of the image), "names": [n]}.
         """
+        if batch.captions is not None:
+            output = self(backbone, replace(batch, labels=None))
+            return backbone.detections(output, batch.captions, image_sizes, target_sizes, **limits)
         if self.needs_frozen_features and len(self.all_captions) > 1:
             batch = replace(batch, feature_maps=self.maps(backbone, batch))
         parts = []

@@ -10,6 +10,7 @@ from .classification import (
     per_class_accuracy,
 )
 from .detection import BoxPrediction, DetectionMetrics, OdinwAverage
+from .grounding import PhraseRecall
 
 __all__ = [
     "BaseToNew",
@@ -17,6 +18,7 @@ __all__ = [
     "ClassificationMetrics",
     "DetectionMetrics",
     "OdinwAverage",
+    "PhraseRecall",
     "accuracy",
     "harmonic_mean",
     "per_class_accuracy",

@@ -275,14 +275,18 @@ class DetectionTrainer(PromptTrainer):
         return super().save_artifact(folder, "float32" if dtype == "auto" else dtype)
 
 
-def find_boxes(model: PromptedDetector, batch: Mapping[str, Any], **limits: float) -> list[BoxPrediction]:
+def find_boxes(
+    model: PromptedDetector, batch: Mapping[str, Any], phrases: bool = False, **limits: float
+) -> list[BoxPrediction]:
     """What the detector finds in a prepared batch, in pixels of the original pictures.
 
     Args:
-        batch: pixel_values or feature_maps, image_sizes, original_sizes; see `DetectionCollator`.
+        batch: pixel_values or feature_maps, image_sizes, original_sizes, captions; see `DetectionCollator`.
+        phrases: find what the batch's captions name, instead of the model's classes.
         limits: score_threshold, nms_threshold, max_detections; the detector's own if left out.
     """
-    inputs = {name: batch.get(name) for name in ("pixel_values", "feature_maps", "image_sizes", "original_sizes")}
+    names = ["pixel_values", "feature_maps", "image_sizes", "original_sizes", *(["captions"] if phrases else [])]
+    inputs = {name: batch.get(name) for name in names}
     if isinstance(inputs["pixel_values"], Tensor):
         weight = next(model.backbone.parameters())
         inputs["pixel_values"] = inputs["pixel_values"].to(weight.device)

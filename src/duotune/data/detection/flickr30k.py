@@ -10,7 +10,10 @@ from __future__ import annotations
 import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from ...errors import DataError
 from ..split_file import check_present, read_lines
@@ -59,7 +62,8 @@ def read_flickr30k(
 ) -> DetectionData:
     """One item per sentence; its labels index its phrases (`DetectionItem.phrases`).
 
-    An entity that a sentence names twice is one phrase with two spans. Entities without boxes are no phrases.
+    An entity that a sentence names twice is one phrase with two spans (training matches its boxes with both; measuring
+    takes them apart, see `by_occurrence`). Entities without boxes are no phrases.
 
     Args:
         splits: "train", "val", "test" -> file with one picture id per line.
@@ -71,6 +75,15 @@ def read_flickr30k(
     report = DetectionReport()
     items = {split: _read_split(Path(path), images, folder, report) for split, path in splits.items()}
     return make_detection_data(name, (), (), items, report)
+
+
+def by_occurrence(item: DetectionItem) -> DetectionItem:
+    """The item with every span as a phrase of its own, in the order of the sentence, each with all its boxes."""
+    spans = sorted((span, phrase) for phrase, spans in enumerate(item.phrases) for span in spans)
+    rows = [np.flatnonzero(item.labels == phrase) for _, phrase in spans]
+    labels = np.repeat(np.arange(len(rows)), [len(own) for own in rows])
+    chosen = item.keep(np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64))
+    return replace(chosen, labels=labels, phrases=tuple((span,) for span, _ in spans))
 
 
 def _read_split(path: Path, images: Path, folder: Path, report: DetectionReport) -> list[DetectionItem]:
