@@ -60,6 +60,20 @@ QUICK_GLIP = DetectionShape(96, 128, 16, (1, 2, 2, 1), (1, 2, 2, 4), 4, 32, 4, 3
 """A shape small enough to hold ours against plain in a test."""
 
 
+def text_config(s: DetectionShape):
+    """The `transformers.BertConfig` of a shape's text encoder."""
+    from transformers import BertConfig
+
+    return BertConfig(
+        vocab_size=s.vocabulary,
+        hidden_size=s.text_width,
+        num_hidden_layers=s.text_layers,
+        num_attention_heads=s.text_heads,
+        intermediate_size=s.text_hidden,
+        max_position_embeddings=2 * s.text_slots,
+    )
+
+
 def class_names(valid: int) -> list[str]:
     """Names whose caption has `valid` tokens, [CLS] and [SEP] included: one word each; the first two if it is even."""
     count = (valid - 1) // 2

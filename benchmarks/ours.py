@@ -9,9 +9,10 @@ from duotune.backbones.clip import ClipBackbone
 from duotune.methods.base import Progress
 
 from .shapes import Shape, WordTokenizer, batch, build_model, class_names, initial_parameters
+from .steps import TrainingStep
 
 
-class OurStep:
+class OurStep(TrainingStep):
     """One training step of "coop" or "dpt": call it; gradients stay on `parameters`."""
 
     def __init__(self, shape: Shape, method: str, num_classes: int, dtype: torch.dtype):
@@ -30,9 +31,5 @@ class OurStep:
         self.optimiser = torch.optim.SGD(self.parameters.values(), lr=0.002, momentum=0.9, weight_decay=5e-4)
         self.model.train()
 
-    def __call__(self) -> float:
-        self.optimiser.zero_grad()
-        loss = self.model(self.pixels, self.frozen, self.labels, Progress(0, 60))["loss"]
-        loss.backward()
-        self.optimiser.step()
-        return loss.item()
+    def loss(self) -> torch.Tensor:
+        return self.model(self.pixels, self.frozen, self.labels, Progress(0, 60))["loss"]

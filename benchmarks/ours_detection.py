@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from duotune import attach
 from duotune.backbones.glip import GlipBackbone
@@ -17,25 +18,16 @@ from .detection_shapes import (
     box_classes,
     boxes,
     class_names,
-    fusion_inputs,
     picture,
     prototypes,
+    text_config,
     weights,
 )
+from .steps import FusionStep, TrainingStep
 
 
 def build_model(shape: DetectionShape) -> GlipForObjectDetection:
     """The model of a shape with the benchmark's weights."""
-    from transformers import BertConfig
-
-    text = BertConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.text_width,
-        num_hidden_layers=shape.text_layers,
-        num_attention_heads=shape.text_heads,
-        intermediate_size=shape.text_hidden,
-        max_position_embeddings=2 * shape.text_slots,
-    )
     config = GlipConfig(
         embed_dim=shape.embed,
         depths=shape.depths,
@@ -47,7 +39,7 @@ def build_model(shape: DetectionShape) -> GlipForObjectDetection:
         fusion_heads=shape.fusion_heads,
         group_norm_groups=shape.groups,
         max_text_tokens=shape.text_slots,
-        text_config=text,
+        text_config=text_config(shape),
     )
     model = GlipForObjectDetection(config)
     report = model.load_state_dict({our_name(k): v for k, v in weights(shape).items()}, strict=False)
@@ -65,7 +57,7 @@ def build_tokenizer(valid: int):
     return BertTokenizer(vocab={word: i for i, word in enumerate(words)}, do_lower_case=True)
 
 
-class OurSdptStep:
+class OurSdptStep(TrainingStep):
     """One SDPT training step: call it; gradients stay on `parameters`."""
 
     def __init__(self, shape: DetectionShape, valid: int, visible: str = "both"):
@@ -91,42 +83,25 @@ class OurSdptStep:
         self.optimiser = torch.optim.AdamW(self.parameters.values(), lr=1e-5)
         self.model.train()
 
-    def __call__(self) -> float:
-        self.optimiser.zero_grad()
-        loss = self.model(feature_maps=self.maps, labels=self.labels)["loss"]
-        loss.backward()
-        self.optimiser.step()
-        return loss.item()
+    def loss(self) -> Tensor:
+        return self.model(feature_maps=self.maps, labels=self.labels)["loss"]
 
 
-class OurFusion:
-    """One fusion layer's attention with valid tokens alone, forward and backward; no update."""
+class OurFusion(FusionStep):
+    """One fusion layer's attention with valid tokens alone."""
 
     def __init__(self, shape: DetectionShape, valid: int):
+        super().__init__(shape, valid)
         prefix = "rpn.head.dyhead_tower.0.b_attn.attn."
         self.attention = BidirectionalAttention(shape.channels, shape.text_width, shape.inner, shape.fusion_heads)
         self.attention.load_state_dict({k.removeprefix(prefix): v for k, v in weights(shape, prefix).items()})
         self.attention.eval().requires_grad_(False)
         self.to_visual = InverseProjection(self.attention.v_proj)
         self.to_text = InverseProjection(self.attention.l_proj)
-        inputs = fusion_inputs(shape, valid)
         self.valid, self.mask = valid, torch.ones(1, valid)
-        self.gradients = inputs["grad_visual"], inputs["grad_text"][:, :valid].contiguous()
-        self.inputs = {
-            "prototypes": prototypes(shape, 1)[0].requires_grad_(),
-            "visual": inputs["visual"].requires_grad_(),
-            "text": inputs["text"].requires_grad_(),
-        }
+        visual, text = self.gradients
+        self.gradients = visual, text[:, :valid].contiguous()
 
-    @property
-    def parameters(self) -> dict[str, torch.Tensor]:
-        return self.inputs
-
-    def __call__(self) -> float:
-        for tensor in self.inputs.values():
-            tensor.grad = None
-        learnt = self.inputs["prototypes"]
-        tokens = FusionTokens(visual=self.to_visual(learnt), text=self.to_text(learnt))
-        found = self.attention(self.inputs["visual"], self.inputs["text"][:, : self.valid], self.mask, tokens)
-        torch.autograd.backward(found, self.gradients)
-        return sum((a * b).double().sum() for a, b in zip(found, self.gradients)).item()
+    def attend(self, prototypes: Tensor, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = FusionTokens(visual=self.to_visual(prototypes), text=self.to_text(prototypes))
+        return self.attention(visual, text[:, : self.valid], self.mask, tokens)

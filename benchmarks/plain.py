@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .shapes import Shape, WordTokenizer, batch, build_model, class_names, initial_parameters
+from .steps import TrainingStep
 
 
-class PlainStep:
+class PlainStep(TrainingStep):
     """One training step of "coop" or "dpt": call it; gradients stay on `parameters`."""
 
     def __init__(self, shape: Shape, method: str, num_classes: int, dtype: torch.dtype):
@@ -103,13 +104,6 @@ class PlainStep:
         if hit.any():
             loss = loss + 0.3 * F.cross_entropy(auxiliary[hit], labels[:, None].expand_as(hit)[hit])
         return loss
-
-    def __call__(self) -> float:
-        self.optimiser.zero_grad()
-        loss = self.loss()
-        loss.backward()
-        self.optimiser.step()
-        return loss.item()
 
 
 def plain_peak_bytes(shape: Shape, method: str, num_classes: int, dtype: torch.dtype) -> float:

@@ -21,12 +21,13 @@ from .detection_shapes import (
     box_classes,
     boxes,
     caption,
-    fusion_inputs,
     picture,
     prototypes,
+    text_config,
     weights,
 )
 from .plain_losses import detection_loss
+from .steps import FusionStep, TrainingStep
 
 
 class Weights:
@@ -228,7 +229,7 @@ def head(w: Weights, maps: list[Tensor], text: Tensor) -> tuple[Tensor, Tensor, 
 # ------------------------------------------------------------------ what is timed
 
 
-class PlainSdptStep:
+class PlainSdptStep(TrainingStep):
     """One SDPT training step: call it; gradients stay on `parameters`.
 
     Args:
@@ -238,20 +239,12 @@ class PlainSdptStep:
     """
 
     def __init__(self, shape: DetectionShape, valid: int, frozen: bool = False, visible: str = "both"):
-        from transformers import BertConfig, BertModel
+        from transformers import BertModel
 
         self.shape, self.visible = shape, visible
         values = weights(shape)
-        text = BertConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.text_width,
-            num_hidden_layers=shape.text_layers,
-            num_attention_heads=shape.text_heads,
-            intermediate_size=shape.text_hidden,
-            max_position_embeddings=2 * shape.text_slots,
-        )
         with torch.device("meta"):
-            self.bert = BertModel(text, add_pooling_layer=False).eval().requires_grad_(False)
+            self.bert = BertModel(text_config(shape), add_pooling_layer=False).eval().requires_grad_(False)
         prefix = "language_backbone.body.model."
         own = {k.removeprefix(prefix): v for k, v in values.items() if k.startswith(prefix)}
         self.bert.load_state_dict(own, strict=False, assign=True)
@@ -296,45 +289,15 @@ class PlainSdptStep:
         outputs = head(w.under("rpn.head"), maps, text)
         return detection_loss(*outputs, shape.sizes, self.boxes, self.positive, self.mask[0])
 
-    def __call__(self) -> float:
-        self.optimiser.zero_grad()
-        loss = self.loss()
-        loss.backward()
-        self.optimiser.step()
-        return loss.item()
 
-
-class PlainFusion:
-    """One fusion layer's attention with all text slots, forward and backward; no update."""
+class PlainFusion(FusionStep):
+    """One fusion layer's attention with all text slots."""
 
     def __init__(self, shape: DetectionShape, valid: int):
-        self.shape, self.valid = shape, valid
+        super().__init__(shape, valid)
         prefix = "rpn.head.dyhead_tower.0.b_attn.attn."
-        self.weights = Weights(weights(shape, prefix), prefix)
-        inputs = fusion_inputs(shape, valid)
-        self.gradients = inputs["grad_visual"], inputs["grad_text"]
+        self.weights, self.heads = Weights(weights(shape, prefix), prefix), shape.fusion_heads
         self.mask = (torch.arange(shape.text_slots) < valid).float()[None]
-        self.inputs = {
-            "prototypes": prototypes(shape, 1)[0].requires_grad_(),
-            "visual": inputs["visual"].requires_grad_(),
-            "text": inputs["text"].requires_grad_(),
-        }
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        return self.inputs
-
-    def __call__(self) -> float:
-        for tensor in self.inputs.values():
-            tensor.grad = None
-        found = fusion_attention(
-            self.weights,
-            self.shape.fusion_heads,
-            self.inputs["visual"],
-            self.inputs["text"],
-            self.mask,
-            self.inputs["prototypes"],
-            seen_by_images=True,
-        )
-        torch.autograd.backward(found, self.gradients)
-        return sum((a * b).double().sum() for a, b in zip(found, self.gradients)).item()
+    def attend(self, prototypes: Tensor, visual: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        return fusion_attention(self.weights, self.heads, visual, text, self.mask, prototypes, seen_by_images=True)
