@@ -274,16 +274,27 @@ def _folder(folder: Any) -> Path:
     return Path(folder)
 
 
+def check_files(folder: str | Path) -> Path:
+    """The folder, if the files of an artifact are there; they are not read. Raises ArtifactError."""
+    folder = _folder(folder)
+    for name in (DESCRIPTION, WEIGHTS):
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{folder} has no {name}; expected an artifact folder with {DESCRIPTION} and {WEIGHTS}")
+    return folder
+
+
+def artifact_bytes(folder: str | Path) -> int:
+    """Size of the two files of an artifact together."""
+    return sum((Path(folder) / name).stat().st_size for name in (WEIGHTS, DESCRIPTION))
+
+
 def describe(folder: str | Path) -> ArtifactInfo:
     """What an artifact holds, without loading its backbone; its weights are checked against their SHA-256.
 
     Raises:
         ArtifactError: a file is missing, truncated or foreign, or of an unknown format version.
     """
-    folder = _folder(folder)
-    for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
-            raise ArtifactError(f"{folder} has no {name}; expected an artifact folder with {DESCRIPTION} and {WEIGHTS}")
+    folder = check_files(folder)
     try:
         values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         version = values["format"]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .backbones import BACKBONES, adapter_of, load_backbone
+from .backbones import BACKBONES, EMBEDDED, adapter_of, load_backbone
 from .backbones.base import Backbone, Detector, Port
 from .errors import ConfigError, DataError, PortError
 from .grounding import Caption
@@ -195,8 +195,11 @@ def choose_method(name: str, offered_by: str, ports: frozenset[Port]) -> type[Me
     nearest = min(kinds, key=lambda kind: len(kind.requires - ports))
     missing = ", ".join(sorted(str(p) for p in nearest.requires - ports))
     has = ", ".join(sorted(str(p) for p in ports)) or "none"
-    able = [b for b in BACKBONES if any(k.requires <= BACKBONES.get(b).ports for k in kinds)]
+    fits = lambda adapter: any(kind.requires <= adapter.ports for kind in kinds)
+    able = [b for b in BACKBONES if fits(BACKBONES.get(b))]
+    embedded = [name for name in sorted(EMBEDDED) if fits(adapter_of(name))]
     hint = f"; try {' or '.join(able)}" if able else ""
+    hint += f", such as the embedded {' or '.join(embedded)}" if able and embedded else ""
     raise PortError(f"{name} needs {missing}; {offered_by} offers {has}{hint}")
 
 

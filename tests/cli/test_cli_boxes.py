@@ -156,6 +156,7 @@ def test_predict_prints_draws_and_writes_boxes(duotune, run, boxes, tmp_path):
     assert ran.status == 0, ran.err
     assert ran.out.splitlines()[0].split() == ["image", "class", "score", "x1", "y1", "x2", "y2"]
     found = json.loads((out / "detections.json").read_text())
+    assert f"wrote {out}: 5 images, boxes drawn in 5, and detections.json" in ran.out
     assert len(found) == 5 and found[0]["boxes"] == found[1]["boxes"]
     drawn = sorted(path.name for path in out.iterdir() if path.suffix == ".png")
     assert drawn == ["0-2.png", "0.png", "1.png", "2.png", "3.png"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -64,6 +65,41 @@ def test_help_and_list_load_neither_torch_nor_transformers(argv):
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert output.splitlines()[-1] == "HEAVY"
     assert time.perf_counter() - start < 10
+
+
+CHEAP = {
+    "a run in --out": (
+        ["train", "coop", "--backbone", "tiny", "--data", "tiny-food", "--out", "run"],
+        "holds an artifact",
+    ),
+    "no artifact": (["predict", "absent", "a.png"], "absent has no prompt.json"),
+    "no image": (["predict", "run", "a.png"], "no such file or folder: 'a.png'"),
+    "nothing to measure": (["evaluate", "absent", "--data", "tiny-food"], "absent has no prompt.json"),
+    "nothing to show": (["show", "absent"], "absent has no prompt.json"),
+    "no class names": (["import", "x", "--backbone", "tiny", "--classes", "a.txt", "--out", "y"], "no file a.txt"),
+    "nothing to convert": (["convert", "glip", "a.pth", "y"], "no file a.pth"),
+}
+
+
+@pytest.mark.parametrize("argv, says", CHEAP.values(), ids=list(CHEAP))
+def test_what_costs_nothing_to_find_is_found_before_torch_is_loaded(argv, says, tmp_path):
+    (tmp_path / "run").mkdir()
+    for name in ("prompt.json", "prompt.safetensors"):
+        (tmp_path / "run" / name).write_text("{}")
+    code = (
+        f"import sys\nfrom duotune.cli import main\nstatus = main({argv})\n"
+        "print(status, *sorted({'torch', 'transformers', 'matplotlib'} & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert ran.stdout == "2\n" and says in ran.stderr
+
+
+def test_a_reader_that_goes_away_ends_a_command_quietly(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as gone:
+        ran = subprocess.run([sys.executable, "-m", "duotune", "list"], stdout=gone, stderr=subprocess.PIPE, text=True)
+    assert (ran.returncode, ran.stderr) == (141, "")
 
 
 def test_version(duotune):

@@ -14,6 +14,7 @@ import yaml
 from duotune.artifacts import describe, load
 from duotune.cli import main
 from duotune.methods import METHODS
+from duotune.methods.coop import CoOpConfig
 from duotune.recipes import load_recipe
 
 ARTIFACT = ["prompt.json", "prompt.safetensors"]
@@ -49,7 +50,7 @@ def test_option_beats_recipe_beats_default(tmp_path, duotune, few_steps):
     assert ran.status == 0, ran.err
     written = load_recipe(tmp_path / "run" / "recipe.yaml")
     assert (written.epochs, written.seed, written.batch_size, written.views) == (2, 5, 8, 0)
-    assert written.settings == {"num_context_tokens": 2, "text_lr": 0.001}
+    assert written.settings == CoOpConfig(num_context_tokens=2, text_lr=0.001).to_dict()  # defaults, too
     assert written.training == {"weight_decay": 0.25, "dataloader_num_workers": 0}
     info = describe(tmp_path / "run")
     assert info.config["num_context_tokens"] == 2 and info.config["text_lr"] == 0.001
@@ -67,7 +68,8 @@ def test_another_method_keeps_the_settings_it_knows(tmp_path, few_steps, duotune
     (tmp_path / "r.yaml").write_text("method: dpt\nsettings: {text_lr: 0.5, guidance_epochs: 1}\n")
     ran = duotune("train", tmp_path / "r.yaml", "--method", "coop", "--out", tmp_path / "run", *few_steps)
     assert ran.status == 0, ran.err
-    assert yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())["settings"] == {"text_lr": 0.5}
+    written = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
+    assert written["settings"] == CoOpConfig(text_lr=0.5).to_dict()
 
 
 def test_train_on_base_classes_and_measure_new_ones(tmp_path, duotune, few_steps, picture_folder):
@@ -79,6 +81,11 @@ def test_train_on_base_classes_and_measure_new_ones(tmp_path, duotune, few_steps
     assert set(numbers) == {"base", "new", "harmonic_mean"}
     new = duotune("evaluate", folder, *where, "--classes", "new")
     assert f"{numbers['new']:.2f} % of 10 images" in new.out
+    assert new.err == (
+        f"classes: the 2 of {picture_folder.name}, not those that {folder} was trained on (2 of them new to it: 'grey', 'red')\n"
+    )
+    some = duotune("evaluate", folder, *where)
+    assert "classes: the 4 of " in some.err and "(2 of them new to it: 'grey', 'red')" in some.err
     base = duotune("evaluate", folder, *where, "--classes", "base", "--json")
     assert json.loads(base.out)["accuracy"] == numbers["base"]
 
@@ -257,6 +264,20 @@ def test_resuming_with_another_option_names_every_difference(duotune, few_steps,
     assert "num_train_epochs was 2, now 3" in duotune("train", "--resume", "--out", run, "--epochs", 3).error
     ran = duotune("train", "--resume", "--out", run)
     assert ran.status == 0, ran.err
+
+
+def test_settings_that_fit_no_short_run_are_noted(tmp_path, few_steps, duotune):
+    ran = duotune("train", "--method", "dpt", *few_steps, "--set", "num_candidates=2", "--out", tmp_path / "run")
+    assert ran.status == 0, ran.err
+    notes = [line for line in ran.out.splitlines() if line.startswith("note: ")]
+    assert [note.split(" (")[0] for note in notes] == [
+        "note: all 2 epochs are warm-up at the rate 1e-05 for the visual parameters",
+        "note: all 2 epochs are warm-up at the rate 1e-05 for the class_aware parameters",
+        "note: all 2 epochs are guided by the frozen features",
+    ]
+    fitting = ["--set", "visual_warmup_epochs=1", "--set", "guidance_epochs=1", "--set", "num_candidates=2"]
+    ran = duotune("train", "--method", "dpt", *few_steps, *fitting, "--out", tmp_path / "fits")
+    assert ran.status == 0 and "note: " not in ran.out
 
 
 def test_train_writes_a_report_when_asked(tmp_path, few_steps, duotune):

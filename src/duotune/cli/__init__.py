@@ -1,7 +1,7 @@
 """The command line: `duotune COMMAND`. One thin file per command; heavy imports wait until a command runs.
 
 Exit status: 0 done, 1 unexpected failure, 2 an error the user can mend (one line on standard error),
-130 interrupted.
+130 interrupted, 141 nobody reads the output any more (`duotune list | head -1`).
 """
 
 from __future__ import annotations
@@ -50,14 +50,16 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command line (`sys.argv` if None) and return the exit status. Prints errors, raises none."""
     traceback = bool(os.environ.get("DUOTUNE_TRACEBACK"))
     try:
-        return _run(argv)
+        status = _run(argv)
+        sys.stdout.flush()  # here, not at the interpreter's end, where a closed pipe could not be told
+        return status
     except DuotuneError as error:
         return _fail(str(error), 2, traceback)
     except KeyboardInterrupt as interrupt:
         return _fail(str(interrupt) or "interrupted", 130, False)
     except BrokenPipeError:  # the reader of our output has gone, as in `duotune list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 128 + 13  # what a shell says of a program that SIGPIPE ends, as it does `cat`
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _fail(f"no space left on the disk of {error.filename or 'the output'}; free some", 2, traceback)

@@ -11,7 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ArtifactError, ConfigError
+from ..recipes.claim import check_writable
 from .options import option, quiet
 
 HELP = "convert files of OpenAI's CLIP or of GLIP into a Hugging Face folder"
@@ -37,13 +38,13 @@ class Options:
 
 
 def run(options: Options) -> int:
-    quiet()
-    from ..recipes.claim import check_writable
-
     if options.kind == "glip" and options.bpe:
         raise ConfigError("--bpe is of openai-clip; GLIP reads BERT's tokens, see --tokenizer")
+    if not Path(options.file).expanduser().is_file():
+        raise ArtifactError(f"no file {options.file}; expected the checkpoint to convert")
     if not Path(options.out).exists():
         check_writable(options.out)
+    quiet()
     if options.kind == "glip":
         from ..models.glip import convert_glip_checkpoint
 

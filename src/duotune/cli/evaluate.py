@@ -13,12 +13,22 @@ Of a detector, --out is a folder that keeps boxes as they are found: the same co
 from __future__ import annotations
 
 import json
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..artifacts import check_files
+from ..data.base import first_few
 from ..errors import ConfigError
 from ..recipes import CLASSES
+from ..recipes.claim import check_writable
 from .options import option, quiet
+
+if TYPE_CHECKING:
+    from ..data import ClassificationData
+    from ..data.detection import DetectionData
 
 HELP = "measure accuracy or AP on the test images of a data set"
 
@@ -73,9 +83,9 @@ def faults(options: Options) -> list[str]:
 def run(options: Options) -> int:
     if found := faults(options):
         raise ConfigError(*found)
+    if options.artifact is not None:
+        check_files(options.artifact)  # before anything heavy is imported
     quiet()
-    import sys
-
     from ..data import load_dataset
     from ..data.detection import ODINW, is_detection_data
 
@@ -85,15 +95,14 @@ def run(options: Options) -> int:
         return run_boxes(options)
     if options.score_threshold is not None or options.max_detections is not None:
         raise ConfigError(f"--score-threshold and --max-detections are of detectors; {options.data} has no boxes")
-    from ..evaluation import base_to_new, evaluate
-    from ..recipes.claim import check_writable
-    from ..report import write_text
-    from ..training import FeatureCache
-
     if options.out:
         check_writable(options.out)
         _refuse_other_files(Path(options.out))
     everything = load_dataset(options.data, options.root)
+    from ..evaluation import base_to_new, evaluate
+    from ..report import write_text
+    from ..training import FeatureCache
+
     how = {
         "batch_size": options.batch_size or 64,
         "workers": options.workers,
@@ -156,7 +165,18 @@ def _model(options: Options, data):
             f"{options.artifact} is a linear probe of other classes than {data.name} has; a linear probe cannot "
             "classify into classes it was not trained on"
         )
+    tell_new_classes(options.artifact, names, data)
     return model.set_classes(data.class_names), data
+
+
+def tell_new_classes(artifact: str, learnt: Sequence[str], data: ClassificationData | DetectionData) -> None:
+    """Say in a line on standard error that the data have other classes than the artifact was learnt with."""
+    new = [name for name in data.class_names if name not in set(learnt)]
+    what = f"{len(new)} of them new to it: {first_few(new)}" if new else f"it knows {len(learnt)}"
+    print(
+        f"classes: the {len(data.class_names)} of {data.name}, not those that {artifact} was trained on ({what})",
+        file=sys.stderr,
+    )
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError
+from .evaluate import tell_new_classes
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -135,6 +136,8 @@ def _model(options: Options, data: DetectionData, before: PromptedModel | None) 
         return model, data
     if set(model.class_names) == set(data.class_names):
         return model, data.select([data.class_names.index(name) for name in model.class_names])
+    if before is None:  # of several tasks, the first
+        tell_new_classes(options.artifact, model.class_names, data)
     return model.set_classes(data.class_names, template), data
 
 

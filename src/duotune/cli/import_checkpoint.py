@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..artifacts import DESCRIPTION, artifact_bytes
 from ..errors import ArtifactError, ConfigError, DataError
 from .options import option, quiet
 from .output import size
@@ -54,11 +55,11 @@ def kind_and_path(options: Options) -> tuple[str, str]:
 
 
 def run(options: Options) -> int:
-    quiet()
     kind, path = kind_and_path(options)
     names = read_names(Path(options.classes))
-    if (Path(options.out) / "prompt.json").exists():
+    if (Path(options.out) / DESCRIPTION).exists():
         raise ArtifactError(f"{options.out} holds an artifact already; choose another --out")
+    quiet()
     from ..conversion import import_dassl, import_sdpt
     from ..recipes.claim import claimed
 
@@ -77,8 +78,7 @@ def run(options: Options) -> int:
                 num_candidates=options.num_candidates,
             )
         model.save(out)
-    written = sum((out / name).stat().st_size for name in ("prompt.safetensors", "prompt.json"))
-    print(f"wrote {out}: {model.method_name}, {len(names)} classes, {size(written)}")
+    print(f"wrote {out}: {model.method_name}, {len(names)} classes, {size(artifact_bytes(out))}")
     return 0
 
 

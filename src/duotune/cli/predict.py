@@ -13,7 +13,10 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
+from ..artifacts import check_files
+from ..data.base import first_few
 from ..errors import ConfigError, DataError
 from .options import option, quiet
 from .output import table
@@ -35,6 +38,9 @@ class Options:
 
 
 def run(options: Options) -> int:
+    check_files(options.artifact)  # before anything heavy is imported
+    if absent := [image for image in options.images if not Path(image).expanduser().exists()]:
+        raise DataError(f"no such file or folder: {first_few(absent, 3)}; expected images to look at")
     quiet()
     from ..model import PromptedDetector
     from ..predictor import Predictor

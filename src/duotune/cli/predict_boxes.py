@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..data.images import is_image_name
 from ..errors import ConfigError, DataError
-from .output import table
+from .output import counted, table
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,7 +54,8 @@ def run(options: Options, predictor: Predictor) -> int:
         if empty := sum(not row.boxes for row in good):
             print(f"nothing found in {empty} of {len(good)} images (--score-threshold {_threshold(options)})")
     if options.out is not None and not options.json:
-        print(f"wrote {options.out}: {len(good)} images with boxes, and {DETECTIONS}")
+        with_boxes = sum(bool(row.boxes) for row in good)
+        print(f"wrote {options.out}: {counted(len(good), 'image')}, boxes drawn in {with_boxes}, and {DETECTIONS}")
     sys.stdout.flush()
     if broken:
         others = f" ({len(broken) - 1} more cannot be read)" if len(broken) > 1 else ""

@@ -9,6 +9,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from ..artifacts import describe
 from ..errors import ConfigError
 from .options import option, quiet
 
@@ -29,10 +30,8 @@ class Options:
 def run(options: Options) -> int:
     if options.words < 0:
         raise ConfigError(f"--words must be at least 0, not {options.words}")
-    quiet()
-    from ..artifacts import describe
-
     info = describe(options.artifact)
+    quiet()
     near = []
     if options.words and any(name.startswith("text.context") for name in info.tensors):
         from ..artifacts import load

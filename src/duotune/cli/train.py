@@ -18,6 +18,8 @@ from pathlib import Path
 
 from ..errors import ConfigError, DataError
 from ..recipes import Recipe, load_recipe, parse_assignments
+from ..recipes.claim import CHECKPOINTS, WRITTEN, check_folder
+from ..training import last_checkpoint
 from .options import add_options, given, option, quiet
 from .output import size, table
 
@@ -52,12 +54,13 @@ def read(namespace: argparse.Namespace) -> Options:
 
 
 def run(options: Options) -> int:
+    if options.out.strip():  # before anything heavy is imported; an empty one is told with all other faults
+        check_folder(options.out, options.resume, options.overwrite)
     recipe = merge(options)
     quiet()
     from ..artifacts import describe
-    from ..recipes.running import CHECKPOINTS, report_run, run_recipe
+    from ..recipes.running import report_run, run_recipe
     from ..report import DetectionRun
-    from ..training import last_checkpoint
 
     out = Path(options.out)
     try:
@@ -93,7 +96,7 @@ def run(options: Options) -> int:
 def merge(options: Options) -> Recipe:
     """The recipe to run: option > recipe file > default. Raises ConfigError with every fault at once."""
     source = options.recipe_file
-    written = Path(options.out) / "recipe.yaml"
+    written = Path(options.out) / WRITTEN
     if options.resume and source is None:
         if not written.is_file():
             raise DataError(f"nothing to resume: {written} does not exist; leave out --resume to start a run there")

@@ -214,8 +214,8 @@ def _refuse_other_layouts(path: Path, tops: set[str]) -> None:
     ):  # COCO's folders are train2017 and the like
         one = min(tops)
         raise DataError(
-            f"{path}: pictures lie directly in {first_few(sorted(tops))}, so their classes are not known; sort them into "
-            f"class folders ({one}/CLASS/*.jpg), or name them in a CSV file"
+            f"{path}: pictures lie directly in {first_few(sorted(tops))}, so their classes are not known; sort them "
+            f"into class folders ({one}/CLASS/*.jpg), or name them in a CSV file"
         )
 
 

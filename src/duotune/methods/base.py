@@ -39,6 +39,10 @@ class MethodConfig:
         # `faults` compares numbers: it sees the values whose types fit, and defaults in the others' places
         yield from cls(**{k: v for k, v in values.items() if not any(misfits(cls, {k: v}, ""))}).faults()
 
+    def remarks(self, num_epochs: int) -> Iterator[str]:
+        """One sentence per value that is allowed and probably not meant if training has this many epochs."""
+        yield from ()
+
     def not_positive(self, *names: str) -> Iterator[str]:
         """Faults of settings, such as learning rates, that must be positive and finite."""
         for name in names:

@@ -70,6 +70,14 @@ class DPTConfig(VLPConfig):
         yield from self.below_one("num_candidates")
         yield from self.negative("num_extra_tokens", "guidance_epochs", "guidance_weight", "aux_loss_weight")
 
+    def remarks(self, num_epochs: int) -> Iterator[str]:
+        yield from super().remarks(num_epochs)
+        if self.guidance_epochs >= num_epochs:
+            yield (
+                f"all {num_epochs} epochs are guided by the frozen features (guidance_epochs={self.guidance_epochs}), "
+                f"with CE(s) at a weight of {self.guidance_weight:g}; train longer, or lower guidance_epochs"
+            )
+
 
 class _LayerPrompts:
     """What the vision tower asks of DPT for one batch; gathers the attended candidates of CAVPT layers."""

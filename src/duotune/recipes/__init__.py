@@ -262,7 +262,7 @@ def load_recipe(source: str | Path) -> Recipe:
 
 def _number(value: Any) -> Any:
     """YAML 1.1 reads 1e-3 as a string; people mean a number."""
-    return parse_value(value) if isinstance(value, str) and value[:1] in "0123456789.-+" else value
+    return parse_value(value) if isinstance(value, str) and value.startswith(tuple("0123456789.-+")) else value
 
 
 __all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "parse_assignments", "parse_value"]

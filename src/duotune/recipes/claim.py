@@ -9,9 +9,26 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ..errors import ArtifactError
+from .. import artifacts
+from ..errors import ArtifactError, ConfigError
+from ..training import last_checkpoint
 
-LOCK = ".lock"
+LOCK, CHECKPOINTS, WRITTEN = ".lock", "checkpoints", "recipe.yaml"
+
+
+def check_folder(folder: str | Path, resume: bool = False, overwrite: bool = False) -> None:
+    """Whether a run may go into a folder; nothing is imported, made or written for it.
+
+    Raises:
+        ArtifactError: it holds a run, and neither `resume` nor `overwrite` is wanted. ConfigError: both are.
+    """
+    folder = Path(folder)
+    finished, begun = (folder / artifacts.DESCRIPTION).exists(), last_checkpoint(folder / CHECKPOINTS)
+    if resume and overwrite:
+        raise ConfigError("resume goes on with a run, overwrite starts anew; choose one")
+    if (finished or begun) and not resume and not overwrite:
+        what = "an artifact" if finished else f"an unfinished run (last checkpoint: {Path(begun).name})"
+        raise ArtifactError(f"{folder} holds {what} already; choose another folder, or --resume, or --overwrite")
 
 
 @contextlib.contextmanager
@@ -91,4 +108,4 @@ def _holder(path: Path) -> str:
         return ""
 
 
-__all__ = ["LOCK", "check_writable", "claimed"]
+__all__ = ["CHECKPOINTS", "LOCK", "WRITTEN", "check_folder", "check_writable", "claimed"]

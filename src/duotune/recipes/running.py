@@ -21,13 +21,13 @@ from ..data.detection.torch_dataset import check_detection_images
 from ..data.images import open_image
 from ..data.sampling import spread
 from ..data.torch_dataset import check_images
-from ..errors import ArtifactError, ConfigError, DataError, DuotuneError
+from ..errors import ConfigError, DataError, DuotuneError
 from ..model import PromptedDetector, PromptedModel, attach
 from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report, write_text
 from ..settings import misfits
 from ..training import DetectionTrainingArguments, PromptTrainer, PromptTrainingArguments, last_checkpoint
 from . import Recipe
-from .claim import claimed
+from .claim import CHECKPOINTS, WRITTEN, check_folder, claimed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from ..detection_evaluation import DetectionResult
     from ..evaluation import ClassificationResult
 
-CHECKPOINTS, WRITTEN = "checkpoints", "recipe.yaml"
 RATES = "has no effect; every kind of prompt has its own rate and warm-up, such as --set text_lr=0.002"
 FIXED = {
     "output_dir": "is set by --out",
@@ -83,7 +82,7 @@ class Outcome:
                 self.result.ap if self.result is not None else None,
                 self.result.ap50 if self.result is not None else None,
                 self.model.num_trainable_parameters(),
-                artifact_bytes(self.folder),
+                artifacts.artifact_bytes(self.folder),
                 self.seconds,
                 self.curve,
             )
@@ -96,16 +95,11 @@ class Outcome:
             self.name,
             accuracy,
             self.model.num_trainable_parameters(),
-            artifact_bytes(self.folder),
+            artifacts.artifact_bytes(self.folder),
             self.seconds,
             per_class,
             self.curve,
         )
-
-
-def artifact_bytes(folder: str | Path) -> int:
-    """Size of the two files of an artifact together."""
-    return sum((Path(folder) / name).stat().st_size for name in (artifacts.WEIGHTS, artifacts.DESCRIPTION))
 
 
 def load_data(recipe: Recipe) -> ClassificationData | DetectionData:
@@ -180,7 +174,7 @@ def run_recipe(
 
 
 def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say) -> Outcome:
-    _check_folder(folder, resume, overwrite)
+    check_folder(folder, resume, overwrite)
     arguments = training_arguments(recipe, folder, progress)
     data = data if data is not None else load_data(recipe)
     from ..backbones import load_backbone
@@ -210,7 +204,8 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
             say(f"skipped: {reason}")
     if overwrite:  # now that everything fits: a misspelt option does not cost the run before
         shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    written = yaml.safe_dump(_values(recipe), sort_keys=False, allow_unicode=True)
+    values = _values(recipe) | {"settings": model.method.config.to_dict()}  # its defaults, too
+    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
     if model.method.param_groups():
         trainer = PromptTrainer(model, arguments, data)
         if recipe.shots:
@@ -219,6 +214,8 @@ def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
         trainer.bar.name = name or recipe.method
         for reason in trainer.broken.values():
             say(f"skipped: {reason}")
+        for remark in trainer.remarks():
+            say(f"note: {remark}")
         trainer.add_callback(_Begin(lambda: write_text(folder / WRITTEN, written)))
         trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
         trainer.save_artifact(folder)
@@ -261,15 +258,6 @@ def _test(model, data, arguments, progress) -> ClassificationResult | DetectionR
     from ..evaluation import evaluate
 
     return evaluate(model, data.test, **how)
-
-
-def _check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    finished, begun = (folder / artifacts.DESCRIPTION).exists(), last_checkpoint(folder / CHECKPOINTS)
-    if resume and overwrite:
-        raise ConfigError("resume goes on with a run, overwrite starts anew; choose one")
-    if (finished or begun) and not resume and not overwrite:
-        what = "an artifact" if finished else f"an unfinished run (last checkpoint: {Path(begun).name})"
-        raise ArtifactError(f"{folder} holds {what} already; choose another folder, or --resume, or --overwrite")
 
 
 def _values(recipe: Recipe) -> dict[str, Any]:
@@ -350,7 +338,6 @@ class _Begin(TrainerCallback):
 
 __all__ = [
     "Outcome",
-    "artifact_bytes",
     "examples",
     "load_data",
     "report_run",

@@ -277,6 +277,8 @@ class PromptTrainer(Trainer):
             logger.info("%s learns nothing; there is nothing to train", self.model.method_name)
             self.model.eval()
             return TrainOutput(0, 0.0, {})
+        for remark in self.remarks():
+            logger.warning("%s", remark)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint is None:
@@ -298,6 +300,17 @@ class PromptTrainer(Trainer):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model_wrapped = self.model
             self.model.eval()
+
+    def remarks(self) -> list[str]:
+        """A sentence for everything that is allowed and probably not meant, given how long training is."""
+        epochs = self.num_epochs
+        found = [
+            f"all {epochs} epochs are warm-up at the rate {group.warmup_lr:g} for the {group.name} parameters "
+            f"({group.warmup_epochs} epochs); train longer, or lower their warmup_epochs"
+            for group in self.model.method.param_groups()
+            if group.warmup_epochs >= epochs
+        ]
+        return [*found, *self.model.method.config.remarks(epochs)]
 
     def _where_to_go_on(self) -> str:
         last = last_checkpoint(self.args.output_dir)

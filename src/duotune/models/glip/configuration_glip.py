@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from transformers import BertConfig, PreTrainedConfig
+from transformers import AutoConfig, BertConfig, PreTrainedConfig
 
 from ...errors import ConfigError
 
@@ -175,5 +175,8 @@ class GlipConfig(PreTrainedConfig):
         }
         return cls(**{**sizes, **overrides})
 
+
+# transformers' automatic classes (AutoTokenizer among them) read config.json and are to know whose it is
+AutoConfig.register(GlipConfig.model_type, GlipConfig, exist_ok=True)
 
 __all__ = ["GlipConfig"]
