@@ -1,16 +1,19 @@
 """Every block of README.md and docs/ runs as it stands, page by page, on the embedded model and drawn pictures.
 
-A page's blocks share one folder and, in Python, one namespace. `$ duotune ...` runs in this process; `make` targets
-must exist; YAML becomes my_recipe.yaml. A block after `<!-- not run: why -->` is only parsed. The one thing that is
-changed is how long training takes: epochs are cut to two.
+A page's blocks share one folder and, in Python, one namespace. `$ duotune ...` runs in this process, `$ python -m
+benchmarks...` with its smallest shape; `make` targets must exist; YAML becomes my_recipe.yaml. A block after
+`<!-- not run: why -->` does what NOT_RUN says of its reason. The one thing that is changed is how long training takes:
+epochs are cut to two.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
+import importlib
 import re
 import shlex
+import shutil
 import sys
 import types
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -26,11 +30,26 @@ from coco_folder import write_folder  # noqa: E402
 from tiny_glip import save_tiny_glip  # noqa: E402
 
 from duotune.cli import build_parser, main
+from duotune.errors import DuotuneError
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+KINDS = {"python", "console", "yaml", "text"}  # text is a drawing or an equation
+STOPS, SLOW, PARSED = "runs up to what is missing", "runs in the slow tier", "is only parsed"
+NOT_RUN = {
+    "needs the Hub": STOPS,
+    "needs a download and a data set": STOPS,
+    "needs a checkpoint folder of the authors' code": STOPS,
+    "needs OpenAI's files": STOPS,
+    "needs GLIP's file": STOPS,
+    "needs Flickr30k Entities": STOPS,
+    "needs a file of the authors' code": STOPS,
+    "needs checkpoints and data sets": STOPS,
+    "takes minutes": SLOW,
+    "takes hours": PARSED,
+}
 FENCE = re.compile(r"^(?P<before>[^\n]*)\n```(?P<kind>\w*)\n(?P<code>.*?)^```$", re.M | re.S)
-MAKE = re.compile(r"^    make (\w+)", re.M)
+MAKE = re.compile(r"(?:^    |`)make (\w+)", re.M)
 COLOURS = {"red_square": (210, 40, 40), "green_square": (40, 180, 60), "blue_square": (40, 70, 210)}
 
 
@@ -39,7 +58,7 @@ class Block:
     kind: str
     code: str
     line: int
-    not_run: bool
+    not_run: str  # why, empty if it runs
 
 
 def blocks(page: Path) -> list[Block]:
@@ -47,8 +66,8 @@ def blocks(page: Path) -> list[Block]:
     found = []
     for match in FENCE.finditer(text):
         line = text.count("\n", 0, match.start("code"))
-        skip = match["before"].startswith("<!-- not run: ")
-        found.append(Block(match["kind"], match["code"], line, skip))
+        skip = re.fullmatch(r"<!-- not run: (.*) -->", match["before"])
+        found.append(Block(match["kind"], match["code"], line, skip[1] if skip else ""))
     assert text.count("```") == 2 * len(found), f"{page.name}: a fence that this test does not read"
     return found
 
@@ -56,12 +75,13 @@ def blocks(page: Path) -> list[Block]:
 RUNNABLE = [page for page in PAGES if any(b.kind in ("python", "console") and not b.not_run for b in blocks(page))]
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
     """A folder with my_pictures/, my_boxes/ (COCO), models/glip-t/ (a small GLIP), more_photos/ and photo.jpg."""
+    root = tmp_path_factory.mktemp("prepared")
     random = np.random.default_rng(0)
     for name, colour in COLOURS.items():
-        folder = tmp_path / "my_pictures" / name
+        folder = root / "my_pictures" / name
         folder.mkdir(parents=True)
         for i in range(32):  # split 50/20/30: 16 shots
             pixels = np.full((48, 48, 3), 255.0)
@@ -70,11 +90,18 @@ def place(tmp_path, monkeypatch):
             pixels += random.normal(0, 10, pixels.shape)
             image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             image.save(folder / f"{i}.png")
-    (tmp_path / "more_photos").mkdir()
-    write_folder(tmp_path / "my_boxes", splits={"train": 4, "val": 2, "test": 2}, sizes=((64, 64),))
-    save_tiny_glip(tmp_path / "models" / "glip-t")
-    image.save(tmp_path / "photo.jpg")
-    image.save(tmp_path / "more_photos" / "1.png")
+    (root / "more_photos").mkdir()
+    write_folder(root / "my_boxes", splits={"train": 4, "val": 2, "test": 2}, sizes=((64, 64),))
+    save_tiny_glip(root / "models" / "glip-t")
+    image.save(root / "photo.jpg")
+    image.save(root / "more_photos" / "1.png")
+    return root
+
+
+@pytest.fixture
+def place(prepared, tmp_path, monkeypatch):
+    """A copy of that folder, and the place to work in."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -82,13 +109,35 @@ def place(tmp_path, monkeypatch):
 def commands(block: Block) -> list[list[str]]:
     lines = [line[2:] for line in block.code.splitlines() if line.startswith("$ ")]
     assert lines, f"line {block.line}: a console block without a command"
-    return [shlex.split(line) for line in lines]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+def benchmark(module: str, argv: list[str], folder: Path, monkeypatch) -> int:
+    """`python -m benchmarks...` at its smallest shape, both sides in this process."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import flops, run, worker
+
+    rate = flops.matmul_rate
+
+    def side(kind, bench, dtype, quick, repeats, threads):
+        worker.main(kind, bench.name, dtype, str(int(quick)), str(repeats), str(threads), str(folder / "side.pt"))
+        return torch.load(folder / "side.pt")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(flops, "matmul_rate", lambda *args, **rest: rate(*args, **rest, seconds=0.01))
+        patch.setattr(run, "side", side)
+        importlib.import_module(module).main([*argv, "--quick"])
+    return 0
 
 
 def test_there_are_pages_and_blocks():
     assert len(PAGES) >= 5 and len(RUNNABLE) >= 4
     kinds = [block.kind for page in RUNNABLE for block in blocks(page) if not block.not_run]
     assert kinds.count("python") >= 5 and kinds.count("console") >= 8
+    found = [block for page in PAGES for block in blocks(page)]
+    assert {block.kind for block in found} <= KINDS, "a kind of block that nothing here runs"
+    assert {block.not_run for block in found if block.not_run} == set(NOT_RUN)
+    assert sum(len(re.findall(r"`duotune [a-z]", page.read_text("utf-8"))) for page in PAGES) >= 20
 
 
 @pytest.mark.parametrize("page", RUNNABLE, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -108,6 +157,9 @@ def test_blocks_run(page, place, capsys, monkeypatch):
             Path("my_recipe.yaml").write_text(block.code)
         elif block.kind == "console":
             for program, *argv in commands(block):
+                if (program, *argv[:1]) == ("python", "-m"):
+                    assert benchmark(argv[1], argv[2:], place, monkeypatch) == 0, where
+                    continue
                 assert program == "duotune", f"{where}: {program}"
                 if argv[0] == "train" and not {"--resume", "--epochs", "--help"} & set(argv):
                     argv += ["--epochs", "2"]
@@ -118,9 +170,44 @@ def test_blocks_run(page, place, capsys, monkeypatch):
                 assert status == 0, f"{where}: {shlex.join(argv)}: {capsys.readouterr().err}"
 
 
+def left_out(what: str) -> list[tuple[Path, Block]]:
+    return [(page, b) for page in PAGES for b in blocks(page) if b.not_run and NOT_RUN.get(b.not_run) == what]
+
+
+def name_of(value) -> str | None:
+    return value.name if isinstance(value, Path) else f"line {value.line}" if isinstance(value, Block) else None
+
+
+@pytest.mark.parametrize(("page", "block"), left_out(STOPS), ids=name_of)
+def test_blocks_that_need_something_run_up_to_it(page, block, place, capsys):
+    """What stops a command is a file, a folder or a model that is not here, and the error names it."""
+    if block.kind == "python":
+        with pytest.raises(DuotuneError) as stopped:
+            exec(compile(block.code, page.name, "exec"), {})
+        wanted = {
+            n.value for n in ast.walk(ast.parse(block.code)) if isinstance(n, ast.Constant) and "/" in str(n.value)
+        }
+        assert any(text in str(stopped.value) for text in wanted)
+        return
+    for program, *argv in commands(block):
+        assert program == "duotune"
+        assert main(argv) == 2, shlex.join(argv)
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        missing = [a for a in argv if re.search(r"[/.]|DATASETS|-b16", a) and not Path(a).exists()]
+        assert said.startswith("duotune: error: ") and any(name in said for name in missing), said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "block"), left_out(SLOW), ids=name_of)
+def test_blocks_that_take_minutes_run(page, block, place, capsys):
+    for program, *argv in commands(block):
+        assert program == "duotune"
+        assert main(argv) == 0, capsys.readouterr().err
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_blocks_parse(page):
-    """Also those that are not run: Python parses, YAML loads, options exist."""
+    """Also those that are not run: Python parses, YAML loads, options, scripts and targets exist."""
     parser = build_parser()
     for block in blocks(page):
         if block.kind == "python":
@@ -131,6 +218,39 @@ def test_blocks_parse(page):
             for program, *argv in commands(block):
                 if program == "duotune" and "--help" not in argv:
                     assert isinstance(parser.parse_args(argv), argparse.Namespace)
+                elif program == "python" and argv[0] != "-m":
+                    text = "".join(p.read_text("utf-8") for p in (ROOT / argv[0]).parent.glob("*.py"))
+                    assert (ROOT / argv[0]).exists()
+                    assert all(f'"{a}"' in text for a in argv if a.startswith("--")), shlex.join(argv)
+                elif program == "make":
+                    assert set(argv) <= make_targets()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_what_is_named_in_the_text_exists(page):
+    """`duotune COMMAND`, `--option` and paths of the repository between backticks."""
+    text = FENCE.sub("", page.read_text("utf-8"))
+    spans = re.findall(r"`([^`\n]+)`", text)
+    known = {text for action in parsers() for text in action.option_strings}
+    known |= {"--repeats", "--threads", "--json", "--quick", "--index-url"}  # of benchmarks.run and pip
+    for span in spans:
+        if command := re.match(r"duotune ([a-z]+)", span):
+            assert command[1] in build_parser()._subparsers._group_actions[0].choices, span
+        if not span.startswith(("python ", "pip ", "pytest ", "gate")):
+            assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)) <= known, span
+        for path in re.findall(r"(?:src|tests|docs|scripts|examples|benchmarks)/[\w/.*-]*\w", span):
+            assert list(ROOT.glob(path)), f"{page.name}: {path}"
+
+
+def parsers() -> list[argparse.Action]:
+    """Every option of every command."""
+    found, waiting = [], [build_parser()]
+    while waiting:
+        for action in waiting.pop()._actions:
+            found.append(action)
+            if isinstance(action, argparse._SubParsersAction):
+                waiting += action.choices.values()
+    return found
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.relative_to(ROOT).as_posix())
@@ -141,10 +261,13 @@ def test_links_lead_somewhere(page):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+def make_targets() -> set[str]:
+    return set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+
+
 def test_make_targets_exist():
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
     named = {name for page in PAGES for name in MAKE.findall(page.read_text(encoding="utf-8"))}
-    assert {"demo", "test"} <= named <= targets
+    assert {"demo", "test"} <= named <= make_targets()
 
 
 def test_every_documentation_page_is_reached_from_the_readme():
