@@ -7,6 +7,7 @@ attentions and the windows of a Swin; nothing of the model is replaced.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,7 @@ class GroundingDinoBackbone(Detector):
 
     # ------------------------------------------------------------------ what goes in
 
-    @property
+    @functools.cached_property
     def block_widths(self) -> tuple[tuple[int, ...], ...]:
         """Raises PortError if the image tower is no Swin."""
         config = self.model.config.backbone_config
