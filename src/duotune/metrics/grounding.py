@@ -26,10 +26,14 @@ RANKS = (1, 5, 10)
 class PhrasedItem(Protocol):
     """What is asked of a sentence with ground truth: `duotune.data.detection.DetectionItem` has it."""
 
-    image_id: int | str
-    boxes: np.ndarray
-    labels: np.ndarray
-    phrases: tuple[tuple[tuple[int, int], ...], ...]
+    @property
+    def image_id(self) -> int | str: ...
+    @property
+    def boxes(self) -> np.ndarray: ...
+    @property
+    def labels(self) -> np.ndarray: ...
+    @property
+    def phrases(self) -> tuple[tuple[tuple[int, int], ...], ...]: ...
 
 
 @dataclass(frozen=True)
