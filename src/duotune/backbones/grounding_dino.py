@@ -7,7 +7,6 @@ attentions and the windows of a Swin; nothing of the model is replaced.
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,7 @@ class GroundingDinoBackbone(Detector):
 
     # ------------------------------------------------------------------ what goes in
 
-    @functools.cached_property
+    @property  # type: ignore[override]  # others set it; here asking may raise
     def block_widths(self) -> tuple[tuple[int, ...], ...]:
         """Raises PortError if the image tower is no Swin."""
         config = self.model.config.backbone_config
