@@ -122,8 +122,8 @@ class GroundingDinoBackbone(Detector):
 
     # ------------------------------------------------------------------ what goes in
 
-    @property  # type: ignore[override]  # others set it; here asking may raise
-    def block_widths(self) -> tuple[tuple[int, ...], ...]:
+    @property
+    def block_widths(self) -> tuple[tuple[int, ...], ...]:  # type: ignore[override]  # others set it; asking may raise
         """Raises PortError if the image tower is no Swin."""
         config = self.model.config.backbone_config
         if not is_swin(self.model.model):
