@@ -24,10 +24,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..errors import CaptionLengthError
+from ..errors import CaptionLengthError, ClassNamesError, ConfigError, DataError
 from ..grounding import Caption, CaptionPrompt, chunk_classes
 from ..models.glip.fusion import FusionPrompts, FusionTokens  # the form in which fusion layers take learnt tokens
 from ..models.glip.swin import WindowTokens
+
+LIMITS = ("score_threshold", "nms_threshold", "max_detections")
+"""What `Detector.detections` may be told."""
 
 
 class Port(str, enum.Enum):
@@ -351,7 +354,6 @@ class Detector(Backbone):
     def text_encoder(self, model: nn.Module) -> nn.Module:
         """The part of `model`, one of `copy_model`, that reads captions (it is tuned more carefully)."""
 
-    @abc.abstractmethod
     def detections(
         self,
         output: DetectorOutput,
@@ -364,10 +366,53 @@ class Detector(Backbone):
         caption's names, "names": [n]}.
 
         Args:
+            captions: one per image.
             image_sizes: (B, 2) height and width of the input without padding.
             target_sizes: (B, 2) sizes to scale boxes to; None for none.
-            limits: score_threshold, nms_threshold, max_detections; the model's own if left out.
+            limits: score_threshold (0..1), nms_threshold (0..1), max_detections; the model's own if left out.
+
+        Raises:
+            ConfigError: a limit that does not exist, or is out of its range.
+            ClassNamesError: a caption has no token of any class.
+            DataError: not one caption and one size per image.
         """
+        check_limits(limits)
+        if not len(captions) == len(image_sizes) == len(output.logits):
+            raise DataError(
+                f"{len(output.logits)} images need as many captions and sizes, got {len(captions)} and "
+                f"{len(image_sizes)}"
+            )
+        for caption in captions:
+            if not any(caption.tokens):
+                raise ClassNamesError(f"the caption {caption.text!r} has no token of any class")
+        return self._decode(output.raw, captions, torch.as_tensor(image_sizes), target_sizes, limits)
+
+    @abc.abstractmethod
+    def _decode(
+        self,
+        raw: Any,
+        captions: Sequence[Caption],
+        image_sizes: Tensor,
+        target_sizes: Tensor | None,
+        limits: Mapping[str, float],
+    ) -> list[dict[str, Any]]:
+        """`detections` of checked arguments; `raw` is that of `DetectorOutput`."""
+
+
+def check_limits(limits: Mapping[str, float]) -> None:
+    """Raises ConfigError, with all faults, for a limit of `Detector.detections` that does not exist or fit."""
+    faults = []
+    if unknown := sorted(set(limits) - set(LIMITS)):
+        faults.append(f"unknown limits {unknown}; known: {', '.join(LIMITS)}")
+    for name in ("score_threshold", "nms_threshold"):
+        value = limits.get(name)
+        if value is not None and not 0 <= value <= 1:
+            faults.append(f"{name} must be in 0..1, not {value}")
+    most = limits.get("max_detections")
+    if most is not None and not most >= 1:
+        faults.append(f"max_detections must be at least 1, not {most}")
+    if faults:
+        raise ConfigError(*faults)
 
 
 __all__ = [

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtifactError, ConfigError, DataError
+from ..errors import ArtifactError, DataError
 from ..grounding import Caption, CaptionPrompt, build_caption
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, WindowTokens
 
@@ -171,17 +171,15 @@ class GlipBackbone(Detector):
 
     # ------------------------------------------------------------------ boxes
 
-    def detections(
+    def _decode(
         self,
-        output: DetectorOutput,
+        raw: Any,
         captions: Sequence[Caption],
         image_sizes: Tensor,
-        target_sizes: Tensor | None = None,
-        **limits: float,
+        target_sizes: Tensor | None,
+        limits: Mapping[str, float],
     ) -> list[dict[str, Any]]:
-        if unknown := sorted(set(limits) - {"score_threshold", "nms_threshold", "max_detections"}):
-            raise ConfigError(f"unknown limits {unknown}; known: score_threshold, nms_threshold, max_detections")
-        found = self.processor.post_process_object_detection(output.raw, captions, image_sizes, target_sizes, **limits)
+        found = self.processor.post_process_object_detection(raw, captions, image_sizes, target_sizes, **limits)
         sizes = image_sizes if target_sizes is None else target_sizes
         for row, (height, width) in zip(found, torch.as_tensor(sizes).tolist()):
             # from inclusive corners, as in COCO's evaluation of GLIP, to width = x2 - x1

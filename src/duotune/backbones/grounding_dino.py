@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ClassNamesError, ConfigError, DataError, PortError
+from ..errors import ConfigError, DataError, PortError
 from ..grounding import Caption, CaptionPrompt, build_caption
 from ..models.glip.boxes import multiclass_nms
 from ..models.glip.detection import class_scores
@@ -265,36 +265,25 @@ class GroundingDinoBackbone(Detector):
 
     # ------------------------------------------------------------------ boxes
 
-    def detections(
+    def _decode(
         self,
-        output: DetectorOutput,
+        raw: Any,
         captions: Sequence[Caption],
         image_sizes: Tensor,
-        target_sizes: Tensor | None = None,
-        **limits: float,
+        target_sizes: Tensor | None,
+        limits: Mapping[str, float],
     ) -> list[dict[str, Any]]:
-        """As in `Detector`. A class's score in a query is its tokens' mean probability; a query may be found for
-        several classes. The best `max_detections` (300) pairs are kept, with a score above `score_threshold` (0);
+        """As in `Detector.detections`. A class's score in a query is its tokens' mean probability; a query may be found
+        for several classes. The best `max_detections` (300) pairs are kept, with a score above `score_threshold` (0);
         suppression of overlapping boxes of a class happens only if `nms_threshold` is given.
         """
-        if unknown := sorted(set(limits) - {"score_threshold", "nms_threshold", "max_detections"}):
-            raise ConfigError(f"unknown limits {unknown}; known: score_threshold, nms_threshold, max_detections")
         return [
-            self._decode(
-                output.raw,
-                index,
-                caption,
-                image_sizes[index],
-                None if target_sizes is None else target_sizes[index],
-                limits,
-            )
-            for index, caption in enumerate(captions)
+            self._decode_one(raw, index, caption, size, size if target_sizes is None else target_sizes[index], limits)
+            for index, (caption, size) in enumerate(zip(captions, image_sizes))
         ]
 
-    def _decode(self, raw, index: int, caption: Caption, image_size, target_size, limits) -> dict[str, Any]:
+    def _decode_one(self, raw, index: int, caption: Caption, image_size, target_size, limits) -> dict[str, Any]:
         """Boxes of one picture."""
-        if not any(caption.tokens):
-            raise ClassNamesError(f"the caption {caption.text!r} has no token of any class")
         limit = int(limits.get("max_detections", self.max_detections))
         scores = class_scores(raw.logits[index], caption.tokens)
         best = scores.flatten().topk(min(limit, scores.numel()))
@@ -303,7 +292,7 @@ class GroundingDinoBackbone(Detector):
         queries, labels = pairs // scores.shape[1], pairs % scores.shape[1]
         # in pixels of the input first: boxes are relative to what the model took for the picture
         (height, width), (image_height, image_width) = raw.sizes[index, :2].tolist(), [int(side) for side in image_size]
-        new_height, new_width = (image_height, image_width) if target_size is None else [int(s) for s in target_size]
+        new_height, new_width = [int(side) for side in target_size]
         x, y = width * new_width / image_width, height * new_height / image_height
         boxes = corners(raw.boxes[index, queries].float()) * values.new_tensor([x, y, x, y])
         boxes = torch.minimum(boxes.clamp(min=0), values.new_tensor([new_width, new_height] * 2))

@@ -12,7 +12,7 @@ products), so memory grows neither with layers x positions x keys nor with the n
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,32 +32,37 @@ def clamp_scores(x: Tensor) -> Tensor:
     return x.clamp(-SCORE_LIMIT, SCORE_LIMIT) if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def folded_attention(
-    visual: Tensor,
-    extra: Tensor | None,
-    folded: Tensor,
-    offset: Tensor,
-    values: Tensor,
-    length: int,
-    hidden: Tensor | None = None,
-    unseen: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """-> (image side (B, N, d), text side (B, heads, length, d)).
+class FoldedKeys(NamedTuple):
+    """Keys, already folded with the positions' projection, and what belongs to them.
 
-    Args:
-        visual: (B, N, d) positions. extra: (B, n, d), further ones that ask nothing: they are in the text side alone.
-        folded: (B, heads, keys, d), offset: (B, heads, keys), values: (B, heads, keys, d).
+    Attributes:
+        folded: (B, heads, keys, d). offset: (B, heads, keys), added to scores. values: (B, heads, keys, d).
         length: of the keys the first, which ask positions; the others are asked alone.
         hidden: (B, keys), true for keys that positions do not see.
         unseen: (B, N), true for positions that keys do not see.
     """
+
+    folded: Tensor
+    offset: Tensor
+    values: Tensor
+    length: int
+    hidden: Tensor | None = None
+    unseen: Tensor | None = None
+
+
+def folded_attention(visual: Tensor, extra: Tensor | None, keys: FoldedKeys) -> tuple[Tensor, Tensor]:
+    """-> (image side (B, N, d), text side (B, heads, length, d)).
+
+    Args:
+        visual: (B, N, d) positions. extra: (B, n, d), further ones that ask nothing: they are in the text side alone.
+    """
     kind = visual.device.type
-    tensors = [visual, extra, folded, offset, values]
+    tensors = [visual, extra, *keys[:3]]
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
         tensors = [t if t is None else t.to(dtype) for t in tensors]
     with torch.autocast(kind, enabled=False):
-        return _FoldedAttention.apply(*tensors, length, hidden, unseen)
+        return _FoldedAttention.apply(*tensors, *keys[3:])
 
 
 class _FoldedAttention(torch.autograd.Function):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dynamic_conv import DynamicConv
-from .folded_attention import clamp_scores, folded_attention
+from .folded_attention import FoldedKeys, clamp_scores, folded_attention
 from .initialization import tagged
 
 
@@ -101,23 +101,15 @@ class BidirectionalAttention(nn.Module):
         offset = (keys @ self.v_proj.bias.view(self.heads, self.head_dim, 1)).squeeze(-1)
         out_weight = self.out_v_proj.weight.view(-1, self.heads, self.head_dim).permute(1, 2, 0)
         values_l = values_l @ out_weight
+        asked = FoldedKeys(folded, offset, values_l, length, hidden, unseen)
         if self.training and self.dropout:
-            return self._with_dropout(visual, more, folded, offset, values_l, length, hidden, unseen)
-        delta_v, context = folded_attention(visual, more, folded, offset, values_l, length, hidden, unseen)
+            return self._with_dropout(visual, more, asked)
+        delta_v, context = folded_attention(visual, more, asked)
         return delta_v + self.out_v_proj.bias, self._text_update(context, 1.0)
 
-    def _with_dropout(
-        self,
-        visual: Tensor,
-        more: Tensor | None,
-        folded: Tensor,
-        offset: Tensor,
-        values: Tensor,
-        length: int,
-        hidden: Tensor | None,
-        unseen: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def _with_dropout(self, visual: Tensor, more: Tensor | None, asked: FoldedKeys) -> tuple[Tensor, Tensor]:
         """The same with both attention maps in memory, thinned; arguments as for `folded_attention`."""
+        folded, offset, values, length, hidden, unseen = asked
         batch, heads, keys, _ = folded.shape
         everything = visual if more is None else torch.cat([visual, more], 1)
         scores = torch.baddbmm(offset.reshape(batch, -1, 1), folded.flatten(1, 2), everything.transpose(1, 2))
