@@ -20,6 +20,7 @@ import numpy as np
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from .backbones.base import check_limits
 from .data.detection.base import DetectionData, DetectionItem
 from .data.detection.captions import CaptionChoice, ItemPhrases, OneCaption
 from .data.detection.flickr30k import by_occurrence
@@ -138,6 +139,7 @@ def evaluate_detector(
             holds boxes of another model, data set or limits.
     """
     start = time.perf_counter()
+    check_limits(limits)
     items = _items(model, data, split)
     if data.frequencies:
         limits.setdefault("max_detections", LVIS_MAX_DETECTIONS)
@@ -175,6 +177,7 @@ def evaluate_phrases(
             of another model, data set or limits.
     """
     start = time.perf_counter()
+    check_limits(limits)
     _check(model, split)
     if data.class_names:
         raise ConfigError(f"{data.name} has classes instead of phrases; measure it with evaluate_detector")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ from ..backbones.base import CaptionFeatures, Detector, DetectorOutput, Port
 from ..errors import ClassNamesError, ConfigError
 from ..grounding import Caption, CaptionPrompt
 from .base import Method, Progress
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,6 +88,12 @@ class DetectionMethod(Method, abc.ABC):
             captions = backbone.captions(self.class_names, prompts or None)
         if mute := [n for c in captions for n, tokens in zip(c.names, c.tokens) if not tokens]:
             raise ClassNamesError(f"no token of a caption stands for {', '.join(map(repr, mute[:5]))}; rename it")
+        if unread := _unread(backbone.tokenizer, self.class_names):
+            logger.warning(
+                "%s has no word for any part of %s, so it can only guess; rename it",
+                backbone.name,
+                ", ".join(map(repr, unread[:5])),
+            )
         self.on_caption(backbone, captions[0])
         self.all_captions, self.prompts = tuple(captions), prompts
 
@@ -157,6 +166,12 @@ class DetectionMethod(Method, abc.ABC):
         if output.losses is None:
             raise ConfigError("a detector's loss needs labels in its batch; got none")
         return sum(output.losses.values())
+
+
+def _unread(tokenizer: Any, class_names: Sequence[str]) -> list[str]:
+    """Names of which the tokenizer knows nothing, such as an emoji."""
+    rows = tokenizer(list(class_names), add_special_tokens=False)["input_ids"]
+    return [name for name, row in zip(class_names, rows) if set(row) == {tokenizer.unk_token_id}]
 
 
 def merge_captions(

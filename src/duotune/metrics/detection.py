@@ -6,7 +6,8 @@ faster-coco-eval does the matching and counting; this module hands it numbers in
 - AP: mean over IoU 0.50, 0.55, ... 0.95, over 101 recalls, over classes that have boxes; AP50, AP75 at one IoU.
 - APs, APm, APl: objects of an area below 32 x 32, up to 96 x 96, and above.
 - LVIS: a picture's detections of a class count if the class is annotated there or known to be absent, and up to 300 per
-  picture in all; APr, APc, APf are means over rare, common and frequent classes.
+  picture in all; APr, APc, APf are means over rare, common and frequent classes. (GLIP's numbers on MiniVal are "fixed
+  AP": 10,000 boxes per class over all pictures, as many per picture as there are. That is not computed here.)
 
 Boxes are (n, 4) xyxy in pixels of the original picture, width = x2 - x1. For models that count corner pixels (GLIP),
 add 1 to x2 and y2 first.

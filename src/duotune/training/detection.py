@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -226,6 +227,9 @@ class DetectionTrainer(PromptTrainer):
     ) -> dict[str, float]:
         """Loss and AP of validation pictures, as transformers' `Trainer.evaluate` reports metrics.
 
+        Several processes share the batches among them and tell each other what they found: each counts every picture
+        once, in batches of the same pictures as one process would make.
+
         Args:
             eval_dataset: a `DetectionDataset` or `MapsDataset`; None: that of `data.val`.
         """
@@ -233,23 +237,31 @@ class DetectionTrainer(PromptTrainer):
         if dataset is None:
             raise ConfigError("there are no validation pictures to measure on")
         limits = {} if self.args.score_threshold is None else {"score_threshold": self.args.score_threshold}
-        wanted = self.args.metric_for_best
+        wanted, size = self.args.metric_for_best, self.args.per_device_eval_batch_size
+        batches = [list(range(len(dataset))[start : start + size]) for start in range(0, len(dataset), size)]
+        own = range(self.args.process_index, len(batches), self.args.world_size)
         loader = DataLoader(
             dataset,
-            self.args.per_device_eval_batch_size,
+            batch_sampler=[batches[number] for number in own],
             num_workers=0 if isinstance(dataset, MapsDataset) else self.args.dataloader_num_workers,
             collate_fn=self.data_collator,
         )
-        found, losses = [], []
+        rows: list[tuple[int, float | None, list[BoxPrediction]]] = []  # number of the batch, its loss, its boxes
         self.model.eval()
-        for batch in loader:
+        for number, batch in zip(own, loader):
             batch = self._prepare_inputs(batch)
             labels, captions = batch.pop("labels"), batch.pop("captions")
+            loss, boxes = None, []
             if wanted in (None, "loss"):
                 with torch.no_grad(), self.compute_loss_context_manager():
-                    losses.append(self.model(**batch, labels=labels, captions=captions)["loss"].item())
+                    loss = self.model(**batch, labels=labels, captions=captions)["loss"].item()
             if wanted != "loss" and self._has_classes:
-                found += find_boxes(self.model, batch, **limits)
+                boxes = find_boxes(self.model, batch, **limits)
+            rows.append((number, loss, boxes))
+        if self.args.world_size > 1:
+            rows = sorted(gather_object(rows), key=lambda row: row[0])
+        losses = [loss for _, loss, _ in rows if loss is not None]
+        found = [row for _, _, boxes in rows for row in boxes]
         metrics: dict[str, float] = {}
         if losses:
             metrics[f"{metric_key_prefix}_loss"] = sum(losses) / len(losses)

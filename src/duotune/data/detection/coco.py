@@ -306,7 +306,8 @@ def _present(
     if absent and missing_images == "error":
         raise DataError(
             f"{file.path} names {len(absent)} of {len(images)} pictures that are absent: {first_few(absent, 3)}; "
-            "unpack the data set completely, check its folder, or leave them out with missing_images='skip'"
+            "unpack the data set completely, check its folder, or leave them out: "
+            "load_detection(..., missing_images='skip')"
         )
     for path in absent:
         report.add("missing_images", str(path))

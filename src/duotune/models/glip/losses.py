@@ -121,8 +121,11 @@ def centerness_targets(deltas: Tensor, anchors: Tensor) -> Tensor:
 
 
 def mean_over_processes(value: Tensor) -> Tensor:
-    """Average of a scalar over the processes of a distributed run; the value itself otherwise."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    """Average of a scalar over the processes of a distributed run that learns; the value itself otherwise.
+
+    Without gradients no process waits for others: a loss that is only looked at may be computed in one of them.
+    """
+    if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()):
         return value
     value = value.detach().clone()
     torch.distributed.all_reduce(value)
