@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .data.base import ClassificationData, ImageItem
+from .data.torch_dataset import check_broken_share
 from .errors import ConfigError, DataError
 from .metrics import BaseToNew, ClassificationMetrics
 from .model import PromptedDetector, PromptedModel
@@ -23,7 +24,7 @@ from .training.cache import FeatureCache
 from .training.features import (
     PixelBatch,
     SafeImages,
-    check_broken_share,
+    as_input,
     evaluation_transform,
     frozen_features,
     image_batches,
@@ -184,10 +185,9 @@ def _logits(
 
 
 def _forward(model: PromptedModel, batch: PixelBatch, features: Tensor | None) -> Tensor:
-    weight = next(model.backbone.parameters())
-    inputs: dict[str, Any] = {"pixel_values": batch.pixel_values.to(weight.device, weight.dtype)}
+    inputs: dict[str, Any] = {"pixel_values": as_input(model.backbone, batch.pixel_values)}
     if features is not None:
-        inputs["frozen_features"] = features[batch.index].to(weight.device)
+        inputs["frozen_features"] = features[batch.index].to(model.backbone.device)
     return model(**inputs)["logits"].cpu()
 
 

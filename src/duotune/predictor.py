@@ -18,7 +18,7 @@ from .drawing import draw_boxes
 from .errors import ConfigError, DataError, PortError
 from .model import PromptedDetector, PromptedModel
 from .settings import check_whole, fits
-from .training.features import evaluation_transform
+from .training.features import as_input, evaluation_transform
 
 
 class _Told:
@@ -157,8 +157,7 @@ class Predictor:
         if not waiting:
             return
         model = self.model
-        weight = next(model.backbone.parameters())
-        pixels = torch.from_numpy(np.stack([image for _, _, image in waiting])).to(weight.device, weight.dtype)
+        pixels = as_input(model.backbone, torch.from_numpy(np.stack([image for _, _, image in waiting])))
         was_training = model.training
         model.eval()
         try:

@@ -82,7 +82,8 @@ def test_train_on_base_classes_and_measure_new_ones(tmp_path, duotune, few_steps
     new = duotune("evaluate", folder, *where, "--classes", "new")
     assert f"{numbers['new']:.2f} % of 10 images" in new.out
     assert new.err == (
-        f"classes: the 2 of {picture_folder.name}, not those that {folder} was trained on (2 of them new to it: 'grey', 'red')\n"
+        f"classes: the 2 of {picture_folder.name}, not those that {folder} was trained on "
+        "(2 of them new to it: 'grey', 'red')\n"
     )
     some = duotune("evaluate", folder, *where)
     assert "classes: the 4 of " in some.err and "(2 of them new to it: 'grey', 'red')" in some.err

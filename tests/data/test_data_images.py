@@ -11,7 +11,7 @@ from PIL import Image
 
 from duotune.data import ImageItem
 from duotune.data import images as module
-from duotune.data.images import close_containers, is_image_name, open_image, probe_image, read_bytes, to_rgb
+from duotune.data.images import close_containers, image_size, is_image_name, open_image, probe_image, read_bytes, to_rgb
 from duotune.errors import DataError
 
 
@@ -67,6 +67,12 @@ def test_orientation_tag(tmp_path):
     upright = open_image(item)
     assert upright.size == (2, 6) and upright.getpixel((1, 0)) == (255, 255, 255)
     assert open_image(item, orientation=False).size == (6, 2)
+    assert image_size(item) == ((6, 2), (2, 6))
+
+
+def test_the_size_of_a_png_is_read_without_unpacking_it(tmp_path):
+    path = next(path for path in bad_files(tmp_path) if path.name == "truncated.png")
+    assert image_size(ImageItem(path, 0)) == ((64, 64), (64, 64))
 
 
 def bad_files(tmp_path):

@@ -3,15 +3,15 @@
 Broken images are looked for before training (`check_images`): every item is read once, in workers, and bad ones
 leave the list by name. The alternative, to find them while training and put another picture in their place, would
 count that picture twice in an evaluation, let cached features disagree with the pictures, and need a channel back
-from the workers. The check costs about a third of a decoding pass for JPEGs (see `images.probe_image`), and after it
-an epoch has a fixed length and order.
+from the workers. The check costs about a third of a decoding pass for JPEGs and far less for PNGs (see
+`images.probe_image`), and after it an epoch has a fixed length and order.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -90,6 +90,23 @@ class ImageDataset(Dataset):
         """A text that differs whenever pixels of the same image may: transform, views, seed. Part of cache keys."""
         augmentation = f"views{self.views}:seed{self.seed}" if self.views else f"fresh:seed{self.seed}"
         return f"{self.transform.key()}|{augmentation}|{'upright' if self.orientation else 'as stored'}"
+
+
+class OverImages(Dataset):
+    """A dataset that stands over one of images, `self.images`: of its length, and shown in its epochs."""
+
+    images: Any
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def epoch(self) -> int:
+        return self.images.epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        """Show this epoch's views from now on."""
+        self.images.set_epoch(epoch)
 
 
 def collate(batch: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
@@ -179,10 +196,14 @@ def check_images(
         done += len(answers)
         if progress:
             progress(done, len(unique))
-    report = ImageReport(len(unique), broken)
-    if report.broken_share > max_broken_share:
+    check_broken_share(broken, len(unique), max_broken_share)
+    return [item for item in items if item.key not in broken], ImageReport(len(unique), broken)
+
+
+def check_broken_share(broken: Mapping[str, str], total: int, max_broken_share: float) -> None:
+    """Raises DataError if more than `max_broken_share` (0..1) of `total` images are broken; names the first few."""
+    if len(broken) > max_broken_share * total:
         raise DataError(
-            f"{len(broken)} of {len(unique)} images cannot be read, more than max_broken_share={max_broken_share:g} "
-            f"allows: {first_few(list(broken), 3)}; first reason: {next(iter(broken.values()))}"
+            f"{len(broken)} of {total} images cannot be read, more than max_broken_share={max_broken_share:g} allows: "
+            f"{first_few(list(broken), 3)}; first reason: {next(iter(broken.values()))}"
         )
-    return [item for item in items if item.key not in broken], report

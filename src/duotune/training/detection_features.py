@@ -27,11 +27,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm.auto import tqdm
 
 from ..backbones.base import Detector
 from ..data.detection.torch_dataset import DetectionDataset
+from ..data.torch_dataset import OverImages
 from ..errors import ConfigError, DataError
 from .cache import FeatureCache
 
@@ -175,7 +176,7 @@ def _checksum(maps: Maps) -> int:
     return value
 
 
-class MapsDataset(Dataset):
+class MapsDataset(OverImages):
     """Rows of a `DetectionDataset` with kept feature maps in place of pixels, where there are any.
 
     Args:
@@ -192,17 +193,6 @@ class MapsDataset(Dataset):
         self._keys = self._make_keys(backbone)
         self._padded: dict[tuple[int, int], tuple[int, int]] = {}
         self._pad = backbone.pad
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def epoch(self) -> int:
-        return self.images.epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        """Show this epoch's views from now on."""
-        self.images.set_epoch(epoch)
 
     def _make_keys(self, backbone: Detector) -> list[list[str]]:
         """N lists of V keys."""

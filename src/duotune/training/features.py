@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from ..backbones.base import DualEncoder
-from ..data.base import ImageItem, first_few
+from ..backbones.base import Backbone, DualEncoder
+from ..data.base import ImageItem
 from ..data.images import open_image
-from ..data.torch_dataset import ImageDataset
+from ..data.torch_dataset import ImageDataset, OverImages, check_broken_share
 from ..data.transforms import TestTransform, TrainTransform, Transform
 from ..errors import ConfigError, DataError
 from .cache import FeatureCache
@@ -89,7 +89,7 @@ def frozen_features(
             broken.update(batch.broken)
             if len(batch.pixel_values):
                 with torch.no_grad():
-                    rows = backbone.encode_image(_as_input(backbone, batch.pixel_values)).float().cpu().numpy()
+                    rows = backbone.encode_image(as_input(backbone, batch.pixel_values)).float().cpu().numpy()
                 store.add(batch.index, batch.view, rows)
             bar.update(batch.count)
     store.flush()
@@ -100,16 +100,8 @@ def frozen_features(
     return FrozenFeatures(good, torch.from_numpy(rows[[place[item.key] for item in good]]), broken)
 
 
-def check_broken_share(broken: dict[str, str], total: int, max_broken_share: float) -> None:
-    """Raises DataError if more than `max_broken_share` (0..1) of `total` images are broken."""
-    if len(broken) > max_broken_share * total:
-        raise DataError(
-            f"{len(broken)} of {total} images cannot be read, more than max_broken_share={max_broken_share:g} allows: "
-            f"{first_few(list(broken), 3)}; first reason: {next(iter(broken.values()))}"
-        )
-
-
-def _as_input(backbone: DualEncoder, pixels: Tensor) -> Tensor:
+def as_input(backbone: Backbone, pixels: Tensor) -> Tensor:
+    """Pixels on the device and in the precision of the backbone's weights."""
     weight = next(backbone.parameters())
     return pixels.to(weight.device, weight.dtype)
 
@@ -253,23 +245,13 @@ class FeatureDataset(Dataset):
         return {"frozen_features": self.features[indices, view], "labels": self.labels[indices]}
 
 
-class PixelsAndFeatures(Dataset):
+class PixelsAndFeatures(OverImages):
     """Pixels of an `ImageDataset` and, beside them, the cached features (N, V, E) of the same view."""
 
     def __init__(self, images: ImageDataset, features: Tensor):
         if len(images) != len(features):
             raise ConfigError(f"{len(images)} images, but features of {len(features)}")
         self.images, self.features = images, features
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def epoch(self) -> int:
-        return self.images.epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.images.set_epoch(epoch)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         view = self.epoch % self.features.shape[1]
