@@ -1,6 +1,6 @@
 # make demo    train methods on an embedded classifier and detector, write runs/demo/report.html
 # make test    run the tests
-# make check   lint, formatting, documentation without a broken link
+# make check   lint, formatting, types, dead code, code that stands twice, documentation without a broken link
 # make docs    build the documentation into site/
 # make results write docs/results.md, its pictures and the tables of docs/benchmarks.md from docs/data
 #
@@ -23,6 +23,9 @@ test: $(VENV)/installed-tests
 check: $(VENV)/installed-checks
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/checks/dead_code.py
+	$(BIN)/python scripts/checks/duplicates.py
 	$(BIN)/mkdocs build --quiet --strict --site-dir site
 
 docs: $(VENV)/installed-checks
