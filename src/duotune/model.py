@@ -55,6 +55,10 @@ class PromptedModel(nn.Module):
             frozen_features: (B, E) frozen image features, if cached.
             progress: for methods whose loss depends on the epoch.
         """
+        if pixel_values is None and frozen_features is not None and self.method.needs_pixels:
+            raise ConfigError(
+                f"{self.method_name} prompts the image tower, so it needs pixel_values; got frozen_features alone"
+            )
         output = self.method(self.backbone, ImageBatch(pixel_values, frozen_features))
         result = {"logits": output.logits}
         if labels is not None:
