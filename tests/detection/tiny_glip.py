@@ -9,6 +9,18 @@ import torch
 WORDS = "[PAD] [UNK] [CLS] [SEP] [MASK] . , cat dog red square house boat ##s hair dr ##ier in a smear cell tree"
 
 
+@torch.no_grad()
+def spread(model: torch.nn.Module) -> torch.nn.Module:
+    """Draw a GLIP's weights anew, wide enough that differences show."""
+    for name, parameter in model.named_parameters():
+        if "bias" in name and "bias0" not in name:
+            parameter.normal_(0, 0.05)
+        elif parameter.dim() > 1 and "embeddings" not in name:
+            parameter.normal_(0, parameter[0].numel() ** -0.5)
+    model.head.bias0.fill_(-1.0)
+    return model
+
+
 def save_tiny_glip(folder: Path) -> Path:
     """GlipForObjectDetection of toy size and its processor, weights spread enough that differences show."""
     from transformers import BertConfig, BertTokenizer
@@ -27,14 +39,7 @@ def save_tiny_glip(folder: Path) -> Path:
     config = GlipConfig.tiny(text_config=text, num_fusion_layers=3)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = GlipForObjectDetection(config)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if "bias" in name and "bias0" not in name:
-                    parameter.normal_(0, 0.05)
-                elif parameter.dim() > 1 and "embeddings" not in name:
-                    parameter.normal_(0, parameter[0].numel() ** -0.5)
-            model.head.bias0.fill_(-1.0)
+        model = spread(GlipForObjectDetection(config))
     model.save_pretrained(folder)
     tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=True)
     GlipProcessor.from_config(config, tokenizer, short_side=64, long_side=96).save_pretrained(folder)
