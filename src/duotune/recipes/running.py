@@ -173,7 +173,17 @@ def run_recipe(
         return _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
 
 
-def _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say) -> Outcome:
+def _run(
+    recipe: Recipe,
+    folder: Path,
+    resume: bool,
+    overwrite: bool,
+    backbone: Backbone | None,
+    data: ClassificationData | DetectionData | None,
+    name: str | None,
+    progress: bool,
+    say: Callable[[str], None],
+) -> Outcome:
     check_folder(folder, resume, overwrite)
     arguments = training_arguments(recipe, folder, progress)
     data = data if data is not None else load_data(recipe)
