@@ -143,3 +143,9 @@ def test_a_missing_tokenizer_is_named(official, tiny_config, tmp_path):
     path = save(official, tmp_path / "glip.pth")
     with pytest.raises(ArtifactError, match="BERT tokenizer.*nowhere"):
         convert_glip_checkpoint(path, tmp_path / "folder", tiny_config, tmp_path / "nowhere")
+
+
+def test_a_damaged_file_is_told_as_such(tmp_path):
+    (tmp_path / "cut.pth").write_bytes(b"garbage")
+    with pytest.raises(ArtifactError, match="cut.pth is no PyTorch checkpoint, or a damaged one; download it again"):
+        read_checkpoint(tmp_path / "cut.pth")

@@ -95,12 +95,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         blocked = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = (
-            f"it holds {blocked[1]}, which only running code from the file could restore" if blocked else "not readable"
-        )
+        if not blocked:
+            raise ArtifactError(f"{path} is no PyTorch checkpoint, or a damaged one; download it again") from None
         raise ArtifactError(
-            f"{path} cannot be loaded without executing code from it: {what}; "
-            "save just its 'model' entry where you trust it"
+            f"{path} cannot be loaded without executing code from it: it holds {blocked[1]}, which only running code "
+            "from the file could restore; save just its 'model' entry where you trust it"
         ) from None
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
