@@ -10,11 +10,10 @@ from transformers import BatchEncoding
 from duotune import attach, load, load_backbone
 from duotune.backbones.grounding_dino import GroundingDinoBackbone
 from duotune.errors import ArtifactError, ClassNamesError, ConfigError, PortError
-from duotune.methods import DETECTION_METHODS
 
 NAMES = ["cat", "red square", "hair drier", "house boats"]
 NEW_NAMES = ["tree", "red cell"]
-LIMITS = {"score_threshold": 0.01, "max_detections": 20}
+LIMITS = {"score_threshold": 1e-6, "max_detections": 20}
 
 
 @pytest.fixture(scope="module", params=["glip", *KINDS])
@@ -102,7 +101,7 @@ def test_an_artifact_of_another_width(glip_folder, shared_backbone, tmp_path):
 
 
 class MetaTokenizer:
-    is_fast = True
+    is_fast, unk_token_id = True, -1
 
     def __call__(self, texts, **_):
         return BatchEncoding({"input_ids": [[i] for i in range(len(texts))]})
@@ -130,27 +129,6 @@ def test_sdpt_trains_the_papers_count(monkeypatch, size, model_size, tokens):
     for method, expected in counts.items():
         with torch.device("meta"):
             assert attach(backbone, method, ["cat"]).num_trainable_parameters() == expected
-
-
-FAULTS = {
-    "sdpt": ({"num_prototype_tokens": 0, "layers": [1, 1], "visible": "all", "init": "ones", "lr": 0.0}, 5),
-    "vpt": ({"num_visual_tokens": 0, "visual_lr": 0.0}, 2),
-    "text_prompt": ({"lr": 0.0}, 1),
-    "linear_probe": ({"lr": -1.0}, 1),
-    "full": ({"lr": 0.0, "text_lr": 0.0}, 2),
-}
-
-
-@pytest.mark.parametrize("method", FAULTS)
-def test_a_config_names_all_its_faults_at_once(shared_backbone, method):
-    settings, count = FAULTS[method]
-    with pytest.raises(ConfigError) as caught:
-        attach(shared_backbone, method, NAMES, **settings)
-    assert len(caught.value.faults) == count
-
-
-def test_the_faults_are_those_of_every_method_with_settings():
-    assert set(FAULTS) == {*DETECTION_METHODS} - {"zero_shot"}
 
 
 def test_inputs_that_do_not_fit(shared_backbone, pixels, labels):

@@ -51,3 +51,42 @@ def test_numbers_of_tokens_and_epochs_are_not_negative(config):
     names = numbers(config, int)
     found = list(config.faults_of(dict.fromkeys(names, -1)))
     assert sorted(fault.split()[0] for fault in found) == sorted(names)
+
+
+FAULTS = {
+    "classify coop": ({"num_context_tokens": 0, "position": "last", "text_lr": 0.0}, 3),
+    "classify vpt": ({"num_visual_tokens": 0, "visual_lr": -1.0}, 2),
+    "classify vlp": ({"num_context_tokens": 0, "num_visual_tokens": 0}, 2),
+    "classify dpt": ({"deep": False, "num_candidates": 0, "class_aware_from": -1, "aux_loss_weight": -0.1}, 4),
+    "classify linear_probe": ({"init": "ones", "lr": 0.0}, 2),
+    "detect sdpt": ({"num_prototype_tokens": 0, "layers": [1, 1], "visible": "all", "init": "ones", "lr": 0.0}, 5),
+    "detect vpt": ({"num_visual_tokens": 0, "visual_lr": 0.0}, 2),
+    "detect text_prompt": ({"lr": 0.0}, 1),
+    "detect linear_probe": ({"lr": -1.0}, 1),
+    "detect full": ({"lr": 0.0, "text_lr": 0.0}, 2),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_config_names_all_its_faults_at_once(name):
+    settings, count = FAULTS[name]
+    with pytest.raises(ConfigError) as caught:
+        CONFIGS[name].from_dict(settings)
+    assert len(caught.value.faults) == count
+
+
+def test_the_faults_are_those_of_every_method_with_settings():
+    assert set(FAULTS) == {name for name, config in CONFIGS.items() if dataclasses.fields(config)}
+
+
+def test_settings_of_another_type_are_told_with_all_other_faults():
+    wrong = {"num_context_tokens": "four", "text_lr": None, "class_specific": 1, "position": "up", "colour": "red"}
+    with pytest.raises(ConfigError) as caught:
+        CONFIGS["classify coop"].from_dict(wrong)
+    told = "; ".join(caught.value.faults)
+    assert len(caught.value.faults) == 5 and "unknown setting of CoOpConfig 'colour'" in told
+    for piece in ("num_context_tokens must be int, not 'four'", "text_lr must be float, not None", "not 'up'"):
+        assert piece in told
+    assert "class_specific must be bool, not 1" in told
+    with pytest.raises(ConfigError, match="layers must be .*, not .1, 'two'."):
+        CONFIGS["detect sdpt"].from_dict({"layers": [1, "two"]})
