@@ -97,6 +97,15 @@ def test_no_images_or_foreign_labels_are_errors(tiny_clip, picture_data):
         evaluate(model, picture_data.test, **QUIET)
 
 
+@pytest.mark.parametrize("method, settings", [("linear_probe", {}), ("coop", {"class_specific": True})])
+def test_what_belongs_to_the_base_classes_says_nothing_of_new_ones(tiny_clip, picture_data, method, settings):
+    base = picture_data.subset("base").class_names
+    model = attach(tiny_clip, method, base, **settings)
+    assert len(base) == len(picture_data.subset("new").class_names)  # as many outputs as new classes
+    with pytest.raises(ClassNamesError, match="cannot classify into new ones"):
+        base_to_new(model, picture_data, **QUIET)
+
+
 def test_base_to_new(tiny_clip, picture_data):
     base, new = picture_data.subset("base"), picture_data.subset("new")
     model = attach(tiny_clip, "coop", base.class_names, base.template)

@@ -27,7 +27,6 @@ from duotune import evaluate, load_backbone
 from duotune.backbones import Backbone
 from duotune.data import ClassificationData, list_datasets, load_dataset
 from duotune.evaluation import base_to_new
-from duotune.methods.linear_probe import LinearProbe
 from duotune.model import PromptedModel
 from duotune.recipes import load_recipe
 from duotune.recipes.running import run_recipe
@@ -60,7 +59,7 @@ def halves(model: PromptedModel, whole: ClassificationData) -> dict[str, float |
     """Accuracy on base classes, on new ones and their harmonic mean; base alone where a method cannot take others."""
     base, new = whole.subset("base"), whole.subset("new")
     counts = {"classes": len(base.class_names), "images": len(base.test), "new_classes": len(new.class_names)}
-    if isinstance(model.method, LinearProbe):  # one output per class it was trained on, whatever those are called
+    if model.method.config.bound_to_classes:
         return {"base": evaluate(model, base.test, **BARE).accuracy, **counts}
     both = base_to_new(model, whole, **BARE)
     return {"base": both.base, "new": both.new, "harmonic_mean": both.harmonic_mean, **counts}

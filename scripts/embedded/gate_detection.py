@@ -30,10 +30,10 @@ from duotune.recipes.running import run_recipe
 METHODS = ("zero_shot", "linear_probe", "text_prompt", "vpt", "sdpt", "full")
 SCENES = "tiny-scenes"  # the distribution of pre-training; for testing alone
 GRID = {
-    "linear_probe": [dict(lr=r) for r in (3e-4, 1e-3, 3e-3)],
-    "text_prompt": [dict(lr=r) for r in (5e-3, 2e-2, 5e-2)],
-    "vpt": [dict(visual_lr=r) for r in (1e-3, 5e-3, 2e-2)],
-    "sdpt": [dict(lr=r) for r in (3e-3, 1e-2, 3e-2)],
+    "linear_probe": [dict(lr=r) for r in (1e-3, 3e-3, 1e-2)],
+    "text_prompt": [dict(lr=r) for r in (1e-2, 3e-2, 1e-1)],
+    "vpt": [dict(visual_lr=r) for r in (1e-2, 3e-2, 1e-1)],
+    "sdpt": [dict(lr=r) for r in (3e-2, 1e-1, 3e-1)],
     "full": [dict(lr=r, text_lr=r / 10) for r in (1e-4, 3e-4, 1e-3)],
 }
 RECIPES = {

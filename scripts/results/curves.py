@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -38,7 +37,10 @@ class Panel:
 
 
 def draw(panels: Sequence[Panel], shots: Sequence[int], columns: int = 3, scale: float = 1.0) -> str:
-    """The picture as an SVG file's text, with a digest of what it shows. `scale`: size of a panel."""
+    """The picture as an SVG file's text; `scale`: size of a panel.
+
+    A digest of the values is its description: other versions of matplotlib draw the same values otherwise.
+    """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure((columns * PANEL[0] * scale, rows * PANEL[1] * scale + 0.4), layout="constrained")
@@ -69,8 +71,3 @@ def draw(panels: Sequence[Panel], shots: Sequence[int], columns: int = 3, scale:
         shown = f"sha256:{hashlib.sha256(repr((list(panels), list(shots))).encode()).hexdigest()[:16]}"
         figure.savefig(text, format="svg", metadata={"Date": None, "Description": shown})
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
-
-
-def digest_of(picture: str) -> str:
-    """What `draw` noted of the values that a picture shows; other versions of matplotlib draw the same otherwise."""
-    return re.search(r"sha256:\w+", picture).group()

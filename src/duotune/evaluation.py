@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from .data.base import ClassificationData, ImageItem
 from .data.torch_dataset import check_broken_share
-from .errors import ConfigError, DataError
+from .errors import ClassNamesError, ConfigError, DataError
 from .metrics import BaseToNew, ClassificationMetrics
 from .model import PromptedDetector, PromptedModel
 from .settings import check_whole
@@ -206,6 +206,10 @@ def base_to_new(model: PromptedModel, data: ClassificationData, **options: Any) 
     base, new = data.subset("base"), data.subset("new")
     if model.class_names != tuple(base.class_names):
         raise ConfigError(f"expected a model of the {len(base.class_names)} base classes of {data.name}")
+    if model.method.config.bound_to_classes:
+        raise ClassNamesError(
+            f"what this {model.method_name} learnt belongs to the base classes one by one; it cannot classify into new ones"
+        )
     on_base, template = evaluate(model, base.test, **options).accuracy, model.method.template
     model.set_classes(new.class_names, template)
     try:

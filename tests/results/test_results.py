@@ -33,9 +33,12 @@ def written(module) -> dict[str, str]:
     return module.pages()
 
 
-def test_the_committed_pages_are_what_the_command_writes(written):
-    from curves import digest_of
+def digest_of(picture: str) -> str:
+    """What a picture's description says of the values it shows."""
+    return re.search(r"sha256:\w+", picture).group()
 
+
+def test_the_committed_pages_are_what_the_command_writes(written):
     assert {"results.md", "benchmarks.md", "figures/few_shot_tasks.svg"} <= set(written)
     for name, text in written.items():
         committed = (ROOT / "docs" / name).read_text("utf-8")
@@ -146,8 +149,6 @@ def test_pictures_have_a_line_per_method(module, rows):
 
 
 def test_the_note_in_a_picture_follows_its_values(module, rows):
-    from curves import digest_of
-
     before = module.pages(rows)
     path = rows / "few_shot.jsonl"
     first, *rest = path.read_text().splitlines()

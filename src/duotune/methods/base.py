@@ -28,6 +28,11 @@ class MethodConfig:
         """One sentence per setting that does not fit; nothing if all do."""
         yield from ()
 
+    @property
+    def bound_to_classes(self) -> bool:
+        """Whether what is learnt belongs to the classes of training one by one, and says nothing about others."""
+        return False
+
     @classmethod
     def faults_of(cls, values: Mapping[str, Any], what: str | None = None) -> Iterator[str]:
         """One sentence per unknown name, per value of another type than its annotation, and per value out of range.

@@ -57,6 +57,10 @@ class TextContextConfig(MethodConfig):
         yield from self.not_positive("text_lr")
         yield from self.negative("text_warmup_epochs")
 
+    @property
+    def bound_to_classes(self) -> bool:
+        return self.class_specific
+
 
 class TextContext(nn.Module):
     """Context tokens and the class names they are read with.

@@ -38,6 +38,10 @@ class LinearProbeConfig(MethodConfig):
         yield from self.not_positive("lr")
         yield from self.negative("warmup_epochs")
 
+    @property
+    def bound_to_classes(self) -> bool:
+        return True
+
 
 class LinearProbe(Method):
     """A linear head on frozen features; see the module docstring."""
