@@ -1,7 +1,6 @@
 """Evaluation against a plain loop, from pixels, features and the cache; broken images; base and new classes."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -116,10 +115,3 @@ def test_base_to_new(tiny_clip, picture_data):
     assert result.new == evaluate(model, new.test, **QUIET).accuracy
     with pytest.raises(ConfigError, match="2 base classes"):
         base_to_new(model, picture_data, **QUIET)
-
-
-def test_a_linear_probe_cannot_take_new_classes(tiny_clip, picture_data):
-    odd = replace(picture_data.select([0, 1, 2]), name="three")
-    model = attach(tiny_clip, "linear_probe", odd.subset("base").class_names)
-    with pytest.raises(ClassNamesError, match="linear probe"):
-        base_to_new(model, odd, **QUIET)
