@@ -208,7 +208,8 @@ def base_to_new(model: PromptedModel, data: ClassificationData, **options: Any) 
         raise ConfigError(f"expected a model of the {len(base.class_names)} base classes of {data.name}")
     if model.method.config.bound_to_classes:
         raise ClassNamesError(
-            f"what this {model.method_name} learnt belongs to the base classes one by one; it cannot classify into new ones"
+            f"what this {model.method_name} learnt belongs to the base classes one by one; it cannot classify into "
+            "new ones"
         )
     on_base, template = evaluate(model, base.test, **options).accuracy, model.method.template
     model.set_classes(new.class_names, template)
