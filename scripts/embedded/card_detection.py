@@ -60,8 +60,9 @@ def settings_text() -> str:
     recipe = recipes["sdpt"]
     return (
         f"All training pictures, {recipe.epochs} epochs in steps of {recipe.batch_size} pictures, AdamW, one rate per "
-        f"method for all tasks, chosen by AP on validation pictures with one seed (`gate_detection.py select`, "
-        f"`docs/data/embedded_detection_rates.jsonl` has every one tried): {rates}."
+        f"method for all tasks, chosen by the mean AP on the validation pictures of two tasks, tiny-scenes-concepts and "
+        f"tiny-scenes-solarised, with one seed (`gate_detection.py select`; `docs/data/embedded_detection_rates.jsonl` has "
+        f"every one tried): {rates}."
     )
 
 

@@ -31,9 +31,9 @@ METHODS = ("zero_shot", "linear_probe", "text_prompt", "vpt", "sdpt", "full")
 SCENES = "tiny-scenes"  # the distribution of pre-training; for testing alone
 GRID = {
     "linear_probe": [dict(lr=r) for r in (1e-3, 3e-3, 1e-2)],
-    "text_prompt": [dict(lr=r) for r in (1e-2, 3e-2, 1e-1)],
+    "text_prompt": [dict(lr=r) for r in (3e-3, 1e-2, 3e-2, 1e-1)],
     "vpt": [dict(visual_lr=r) for r in (1e-2, 3e-2, 1e-1)],
-    "sdpt": [dict(lr=r) for r in (3e-2, 1e-1, 3e-1)],
+    "sdpt": [dict(lr=r) for r in (3e-2, 1e-1, 3e-1)] + [dict(lr=r, init="xavier") for r in (3e-2, 1e-1)],
     "full": [dict(lr=r, text_lr=r / 10) for r in (1e-4, 3e-4, 1e-3)],
 }
 RECIPES = {
