@@ -232,7 +232,7 @@ def test_predictor_finds_what_detect_finds(model, tiny_clip, data):
         predictor.classify(array)
     with pytest.raises(PortError, match="use classify"):
         Predictor(attach(tiny_clip, "zero_shot", ["cat"])).detect(array)
-    with pytest.raises(ConfigError, match="score_threshold in 0..1"):
+    with pytest.raises(ConfigError, match="score_threshold must be a number in 0..1"):
         predictor.detect(array, score_threshold=-1)
     with pytest.raises(DataError, match="belong to a picture of"):
         found[0].draw(Image.new("RGB", (3, 3)))
