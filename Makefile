@@ -26,7 +26,7 @@ check: $(VENV)/installed-checks
 	$(BIN)/mypy
 	$(BIN)/python scripts/checks/dead_code.py
 	$(BIN)/python scripts/checks/duplicates.py
-	$(BIN)/mkdocs build --quiet --strict --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
 
 docs: $(VENV)/installed-checks
 	$(BIN)/mkdocs build --strict --site-dir site

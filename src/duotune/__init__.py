@@ -1,4 +1,4 @@
-"""duotune: adapt frozen vision-language models with a few kilobytes of prompts in both modalities.
+"""duotune: adapt frozen vision-language models with kilobytes of prompts in both modalities.
 
     model = duotune.attach("tiny", "dpt", data.class_names, data.template)     a frozen backbone and a method
     duotune.PromptTrainer(model, arguments, data).train()                      transformers' Trainer

@@ -25,6 +25,7 @@ from .data.detection.base import DetectionData, DetectionItem
 from .data.detection.captions import CaptionChoice, ItemPhrases, OneCaption
 from .data.detection.flickr30k import by_occurrence
 from .data.detection.torch_dataset import DetectionDataset, check_detection_images
+from .data.images import content_stamp
 from .errors import ConfigError, DataError
 from .metrics import BoxPrediction, DetectionMetrics, PhraseRecall
 from .metrics.detection import LVIS_MAX_DETECTIONS
@@ -131,6 +132,7 @@ def evaluate_detector(
         batch_size: pictures per forward pass; they are padded to the largest, so 1 is the plainest.
         workers: processes that decode; 0 decodes in this one.
         out: folder that keeps boxes as they are found, and the metrics; called again, it goes on where it stopped.
+            Pictures that have changed meanwhile are looked at anew.
         max_broken_share: 0..1; pictures that cannot be read are named and left out up to this share.
         limits: score_threshold, nms_threshold, max_detections; the detector's own if left out, but 300 boxes for LVIS.
 
@@ -298,12 +300,15 @@ def _identity(
 
 
 class _Memory:
-    """Boxes of pictures by `short_key`: what a file holds, and what is added to it."""
+    """Boxes of pictures by `short_key`: what a file holds, and what is added to it.
+
+    Boxes of another picture under the same name are found anew.
+    """
 
     def __init__(self, folder: str | Path | None, identity: dict[str, Any], items: Sequence[DetectionItem]):
         self.path = Path(folder) / DETECTIONS if folder is not None else None
         self.identity = json.loads(json.dumps(identity))
-        self.known = {item.short_key for item in items}
+        self.stamps = {item.short_key: content_stamp(item) for item in items} if folder is not None else {}
         self.found: dict[str, BoxPrediction] = {}
         self.file: IO[str] | None = None
 
@@ -339,7 +344,9 @@ class _Memory:
             found = BoxPrediction(boxes, np.array(row["scores"], np.float32), np.array(row["labels"], np.int64))
         except (ValueError, KeyError, TypeError):
             return False
-        if row["image"] not in self.known or not len(found.boxes) == len(found.scores) == len(found.labels):
+        if row.get("content", "") != self.stamps.get(row["image"]) or not len(found.boxes) == len(found.scores) == len(
+            found.labels
+        ):
             return False
         self.found[row["image"]] = found
         return True
@@ -349,7 +356,8 @@ class _Memory:
             self.found[item.short_key] = boxes
             if self.file is not None:
                 row = {name: np.asarray(value).tolist() for name, value in dataclasses.asdict(boxes).items()}
-                self.file.write(json.dumps({"image": item.short_key, "image_id": item.image_id, **row}) + "\n")
+                about = {"image": item.short_key, "content": self.stamps[item.short_key], "image_id": item.image_id}
+                self.file.write(json.dumps(about | row) + "\n")
         if self.file is not None:
             self.file.flush()
 

@@ -201,6 +201,22 @@ def test_an_interrupted_evaluation_goes_on(model, data, tmp_path, monkeypatch):
     assert "2 of them found before" in str(rest) and rest.to_json()
 
 
+def test_another_picture_under_the_same_name_is_looked_at_anew(model, folder, tmp_path):
+    import shutil
+
+    changed = shutil.copytree(folder, tmp_path / "changed" / folder.name)
+    before, quiet = load_detection(folder), {"workers": 0, "progress": False, "score_threshold": 0.01}
+    evaluate_detector(model, before, out=tmp_path / "out", **quiet)
+    picture = before.test[0].path
+    with Image.open(picture) as image:
+        Image.new("RGB", image.size).save(changed / picture.relative_to(folder))
+    after = load_detection(changed)
+    found = evaluate_detector(model, after, out=tmp_path / "out", **quiet)
+    plain = evaluate_detector(model, after, **quiet)
+    assert found.resumed == len(before.test) - 1 and found.metrics == plain.metrics
+    assert np.array_equal(found.predictions[0].scores, plain.predictions[0].scores)
+
+
 def test_broken_pictures_are_left_out_by_name(model, folder, tmp_path):
     import shutil
 

@@ -3,12 +3,14 @@
 import errno
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -458,7 +460,7 @@ def test_resuming_with_another_argument_is_told(tiny_clip, picture_data, begun, 
     assert f"{name} was {was}, now {now}" in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_resuming_on_other_images_or_another_template_is_told(tiny_clip, picture_data, begun):
+def test_resuming_on_other_images_or_another_template_is_told(tiny_clip, picture_data, begun, tmp_path):
     from dataclasses import replace
 
     def resume(data, **changes):
@@ -471,6 +473,12 @@ def test_resuming_on_other_images_or_another_template_is_told(tiny_clip, picture
     swapped = [replace(picture_data.train[0], label=1), *picture_data.train[1:]]
     with pytest.raises(ArtifactError, match="of another run: training_data was"):
         resume(replace(picture_data, train=tuple(swapped)))
+    path = tmp_path / Path(*picture_data.train[0].path.parts[-2:])  # another picture under the same name
+    path.parent.mkdir()
+    Image.new("RGB", (32, 32)).save(path)
+    painted = [replace(picture_data.train[0], path=path), *picture_data.train[1:]]
+    with pytest.raises(ArtifactError, match="of another run: training_data was"):
+        resume(replace(picture_data, train=tuple(painted)))
     with pytest.raises(ArtifactError, match="template was 'a drawing of a {}.', now 'a {}.'"):
         resume(replace(picture_data, template="a {}."))
     with pytest.raises(ArtifactError, match="num_shots was not set, now 2; shots_seed was not set, now 3; training_im"):

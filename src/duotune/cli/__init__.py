@@ -29,7 +29,7 @@ COMMANDS = {
 A module may define `add_arguments(parser)` and `read(namespace)` where a dataclass alone does not say it.
 """
 
-DESCRIPTION = "Adapt frozen vision-language models with a few kilobytes of prompts."
+DESCRIPTION = "Adapt frozen vision-language models with kilobytes of prompts."
 EPILOG = "`duotune COMMAND --help` says more. DUOTUNE_TRACEBACK=1 shows the full traceback of an error."
 
 

@@ -73,7 +73,9 @@ def faults(options: Options) -> list[str]:
     if options.template and options.ensemble:
         found.append("--template and --ensemble are alternatives; choose one")
     if options.base_to_new and (options.method or options.classes != "all"):
-        found.append("--base-to-new takes an artifact and all classes")
+        found.append(
+            "--base-to-new takes an artifact and all classes; without training, give --classes base, then --classes new"
+        )
     for name, least in {"batch_size": 1, "workers": 0}.items():
         if getattr(options, name) is not None and getattr(options, name) < least:
             found.append(f"--{name.replace('_', '-')} must be at least {least}, not {getattr(options, name)}")
@@ -123,7 +125,7 @@ def run(options: Options) -> int:
             if options.per_class
             else (
                 f"{model.method_name} on {data.name}: {metrics.accuracy:.2f} % of {metrics.num_images} images "
-                f"(mean over {len(data.class_names)} classes {metrics.mean_class_accuracy:.2f} %)"
+                f"(mean over {sum(n > 0 for n in metrics.counts)} classes {metrics.mean_class_accuracy:.2f} %)"
             )
         )
         for reason in result.broken.values():

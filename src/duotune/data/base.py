@@ -59,6 +59,10 @@ class ClassificationData:
     template: str = "a photo of a {}."
     templates: tuple[str, ...] = field(default=())
 
+    def __str__(self) -> str:
+        rows = [f"{self.name}: {len(self.class_names)} classes"]
+        return "\n".join([*rows, *(f"{s:<5}  {len(getattr(self, s)):>7} images" for s in ("train", "val", "test"))])
+
     def few_shot(self, num_shots: int, seed: int = 1, repeat: bool = False) -> ClassificationData:
         """`num_shots` training items per class and min(num_shots, 4) validation items; test stays whole.
 

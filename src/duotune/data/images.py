@@ -16,6 +16,7 @@ import atexit
 import io
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ IMAGE_SUFFIXES = frozenset(
 )  # lower case; other files beside pictures are ignored
 
 MAX_PIXELS = 89_478_485  # 9,459 x 9,459: where Pillow starts to warn of decompression bombs; we refuse
+STAMPED_BYTES = 2**16  # at each end of a file
 MAX_FILE_BYTES = 512 * 2**20  # of one picture inside an archive, once unpacked
 
 
@@ -189,6 +191,26 @@ def image_size(item: ImageItem) -> tuple[tuple[int, int], tuple[int, int]]:
         return (width, height), (height, width) if sideways else (width, height)
 
     return _decode(item, finish)
+
+
+def content_stamp(item: ImageItem) -> str:
+    """Length and checksum of the undecoded picture: another picture under the same name has another one.
+
+    Of a file the first and the last 64 kB alone are read, so that a large data set is stamped in seconds. Raises
+    DataError naming it if it cannot be read.
+    """
+    if item.member is not None:
+        content = read_bytes(item)
+        return f"{len(content)}-{zlib.crc32(content):08x}"
+    try:
+        with item.path.open("rb") as file:
+            length = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            checksum = zlib.crc32(file.read(STAMPED_BYTES))
+            file.seek(max(0, length - STAMPED_BYTES))
+            return f"{length}-{zlib.crc32(file.read(STAMPED_BYTES), checksum):08x}"
+    except OSError as error:
+        raise DataError(f"cannot read {item.key}: {error}; repair or remove it") from error
 
 
 def read_bytes(item: ImageItem) -> bytes:

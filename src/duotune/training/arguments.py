@@ -14,7 +14,7 @@ from ..errors import ConfigError
 
 @dataclass
 class PromptTrainingArguments(TrainingArguments):
-    """`transformers.TrainingArguments` for a few kilobytes of prompts.
+    """`transformers.TrainingArguments` for kilobytes of prompts.
 
     Changed defaults, each with its reason:
         num_train_epochs 60: the authors' DPT script (their yaml: 100; CoOp: 50 to 200 by shots).

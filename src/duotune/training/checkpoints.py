@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.base import ImageItem
+from ..data.images import content_stamp
 from ..errors import ArtifactError
 
 if TYPE_CHECKING:
@@ -125,8 +126,9 @@ def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
 
 
 def items_identity(items: Sequence[ImageItem]) -> dict[str, Any]:
-    """How many images, and a digest of their names and labels in order; the same wherever the data set lies."""
-    digest = hashlib.sha256("\0".join(f"{item.short_key}\0{item.label}" for item in items).encode())
+    """How many images, and a digest of names, labels and contents in order; the same wherever the data set lies."""
+    texts = (f"{item.short_key}\0{item.label}\0{content_stamp(item)}" for item in items)
+    digest = hashlib.sha256("\0".join(texts).encode())
     return {"training_images": len(items), "training_data": digest.hexdigest()[:16]}
 
 

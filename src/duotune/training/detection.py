@@ -26,6 +26,7 @@ from ..data.detection.base import DetectionData, DetectionItem
 from ..data.detection.captions import CaptionChoice, ItemPhrases, OneCaption, SampledClasses
 from ..data.detection.torch_dataset import DetectionDataset, check_detection_images
 from ..data.detection.transforms import DetectionTransform, no_augmentation
+from ..data.images import content_stamp
 from ..errors import ConfigError, TrainingError
 from ..metrics import BoxPrediction, DetectionMetrics
 from ..model import PromptedDetector
@@ -173,7 +174,7 @@ class DetectionTrainer(PromptTrainer):
     def _items_identity(items: list[DetectionItem]) -> dict[str, Any]:
         digest = hashlib.sha256()
         for item in items:
-            digest.update(f"{item.short_key}\0{item.caption}\0{item.phrases}\0".encode())
+            digest.update(f"{item.short_key}\0{content_stamp(item)}\0{item.caption}\0{item.phrases}\0".encode())
             for values in (item.boxes, item.labels, item.iscrowd):
                 digest.update(values.tobytes())
         return {"training_images": len(items), "training_data": digest.hexdigest()[:16]}

@@ -1,4 +1,4 @@
-"""PromptTrainer: transformers' Trainer for a frozen backbone and a few kilobytes of prompts.
+"""PromptTrainer: transformers' Trainer for a frozen backbone and kilobytes of prompts.
 
 What it changes, hook by hook:
 
