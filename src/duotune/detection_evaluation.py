@@ -344,9 +344,9 @@ class _Memory:
             found = BoxPrediction(boxes, np.array(row["scores"], np.float32), np.array(row["labels"], np.int64))
         except (ValueError, KeyError, TypeError):
             return False
-        if row.get("content", "") != self.stamps.get(row["image"]) or not len(found.boxes) == len(found.scores) == len(
-            found.labels
-        ):
+        if row.get("content", "") != self.stamps.get(row["image"]):
+            return False
+        if not len(found.boxes) == len(found.scores) == len(found.labels):
             return False
         self.found[row["image"]] = found
         return True

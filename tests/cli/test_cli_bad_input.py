@@ -281,6 +281,15 @@ def test_classes_that_the_artifact_cannot_take(duotune, trained, picture_folder)
     says(other.error, "linear probe", "cannot classify into classes it was not trained on")
 
 
+def test_a_split_without_images_names_those_there_are(duotune, tmp_path, picture_folder):
+    import shutil
+
+    shutil.copytree(picture_folder / "train", tmp_path / "some/train")
+    shutil.copytree(picture_folder / "test", tmp_path / "some/test")
+    argv = ["evaluate", "--method", "zero_shot", "--backbone", "tiny", "--data", str(tmp_path / "some")]
+    says(duotune(*argv, "--split", "val").error, "has no val images", "24 train, 20 test")
+
+
 def test_base_to_new_of_an_artifact_that_knows_all_classes(duotune, trained, picture_folder):
     line = duotune("evaluate", trained("coop"), "--data", picture_folder, "--base-to-new").error
     says(line, "--base-to-new needs an artifact of the", "train it with --classes base")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..artifacts import check_files
 from ..data.base import first_few
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..recipes import CLASSES
 from ..recipes.claim import check_writable
 from .options import option, quiet
@@ -117,6 +117,14 @@ def run(options: Options) -> int:
         both = base_to_new(model, everything, **how)
         text, shown = both.to_json(), str(both)
     else:
+        if not getattr(data, options.split):
+            raise DataError(
+                f"{data.name} has no {options.split} images; choose --split: it has "
+                + (
+                    ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test") if getattr(data, s))
+                    or "none"
+                )
+            )
         result = evaluate(model, getattr(data, options.split), **how)
         metrics = result.metrics
         text = result.to_json()

@@ -93,6 +93,13 @@ def test_coco_2017(tmp_path, write_coco):
         load_detection("coco2017", root=root)
 
 
+def test_annotations_of_which_none_belongs_to_an_image_are_no_data_set(tmp_path, write_coco):
+    rows = [(1, "3", 2, [0, 0, 5, 5]), (2, "7", 2, [0, 0, 5, 5])]  # text, where the images have numbers
+    write_coco(tmp_path / "x.json", tmp_path, IMAGES, rows, CATEGORIES)
+    with pytest.raises(DataError, match="none of the 2 annotations belongs to a listed image, e.g. image_id '3'"):
+        load_detection(tmp_path / "x.json")
+
+
 def test_boxes_that_are_wrong_are_counted_and_named(tmp_path, write_coco):
     images = [*IMAGES, (9, "c.png", 10, 10)]
     rows = [

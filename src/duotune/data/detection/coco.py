@@ -220,7 +220,8 @@ def coco_items(
         members: names in the archive `images`, whose pictures lie in a folder of the file's name; None for a folder.
 
     Raises:
-        DataError: an image without name or size, or absent pictures (the first few and their number).
+        DataError: an image without name or size, absent pictures (the first few and their number), or annotations of
+            which none belongs to an image.
     """
     if missing_images not in ("error", "skip"):
         raise ConfigError(f"missing_images must be 'error' or 'skip', not {missing_images!r}")
@@ -243,6 +244,12 @@ def coco_items(
             report.add("doubled_ids", f"{file.path.name}: {name}")
         seen.add(name)
         by_image[annotation["image_id"]].append(annotation)
+    if file.annotations and not any(annotation["image_id"] in listed for annotation in file.annotations):
+        raise DataError(
+            f"{file.path}: none of the {len(file.annotations)} annotations belongs to a listed image, e.g. image_id "
+            f"{file.annotations[0]['image_id']!r} where images have ids like {next(iter(listed), None)!r}; make them agree "
+            "(numbers and text differ)"
+        )
     items = []
     for image, path in chosen:
         where = f"{file.path.name}: image {image['id']}"
