@@ -206,7 +206,7 @@ def test_show_and_list(duotune, run):
     ("argv", "says"),
     [
         (["--top-k", "2"], "--top-k is of classifiers"),
-        (["--score-threshold", "2"], "score_threshold in 0..1"),
+        (["--score-threshold", "2"], "score_threshold must be a number in 0..1"),
     ],
 )
 def test_options_of_predict_that_do_not_fit(duotune, run, boxes, argv, says):

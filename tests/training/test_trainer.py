@@ -594,7 +594,8 @@ def test_the_artifact_is_what_was_trained_and_is_evaluated(tiny_clip, picture_da
     trainer.train()
     trainer.save_artifact(tmp_path / "artifact")
     info = artifacts.describe(tmp_path / "artifact")
-    assert {dtype for dtype, _ in info.tensors.values()} == {"float16"}
+    kinds = {dtype for dtype, _ in info.tensors.values()}
+    assert "float16" in kinds <= {"float16", "float32"}  # what no rounding changes, and the rest
     assert not any(name.startswith("aux") for name in info.tensors)
     loaded = artifacts.load(tmp_path / "artifact", tiny_clip)
     options = {"workers": 0, "progress": False}

@@ -247,8 +247,8 @@ def coco_items(
     if file.annotations and not any(annotation["image_id"] in listed for annotation in file.annotations):
         raise DataError(
             f"{file.path}: none of the {len(file.annotations)} annotations belongs to a listed image, e.g. image_id "
-            f"{file.annotations[0]['image_id']!r} where images have ids like {next(iter(listed), None)!r}; make them agree "
-            "(numbers and text differ)"
+            f"{file.annotations[0]['image_id']!r} where images have ids like {next(iter(listed), None)!r}; make them "
+            "agree (numbers and text differ)"
         )
     items = []
     for image, path in chosen:
