@@ -19,7 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -34,6 +34,19 @@ IMAGE_SUFFIXES = frozenset(
 MAX_PIXELS = 89_478_485  # 9,459 x 9,459: where Pillow starts to warn of decompression bombs; we refuse
 STAMPED_BYTES = 2**16  # at each end of a file
 MAX_FILE_BYTES = 512 * 2**20  # of one picture inside an archive, once unpacked
+
+
+class Picture(Protocol):
+    """What is asked of an item to read its picture: an `ImageItem` or a `DetectionItem`."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def member(self) -> str | None: ...
+
+    @property
+    def key(self) -> str: ...
 
 
 def is_image_name(name: str) -> bool:
@@ -193,7 +206,7 @@ def image_size(item: ImageItem) -> tuple[tuple[int, int], tuple[int, int]]:
     return _decode(item, finish)
 
 
-def content_stamp(item: ImageItem) -> str:
+def content_stamp(item: Picture) -> str:
     """Length and checksum of the undecoded picture: another picture under the same name has another one.
 
     Of a file the first and the last 64 kB alone are read, so that a large data set is stamped in seconds. Raises
@@ -213,7 +226,7 @@ def content_stamp(item: ImageItem) -> str:
         raise DataError(f"cannot read {item.key}: {error}; repair or remove it") from error
 
 
-def read_bytes(item: ImageItem) -> bytes:
+def read_bytes(item: Picture) -> bytes:
     """The undecoded file, archive member or row. Raises DataError naming it if it cannot be read."""
     try:
         return item.path.read_bytes() if item.member is None else _container(item.path).read(item.member)
