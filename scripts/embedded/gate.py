@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from measuring import cells_of, choices, markdown, parser, rows_of, show, sweep
+from measuring import cases, cells_of, choices, markdown, parser, rows_of, show, sweep
 
 from duotune import load_backbone
 from duotune.data import list_datasets, load_dataset
@@ -82,19 +82,10 @@ def main(args) -> None:
     if args.what == "table":
         return print(table(rows_of(args.out)))
     torch.set_num_threads(args.threads)
-    select = args.what == "select"
-    tasks = args.tasks.split(",") if args.tasks else [n for n in list_datasets() if n.startswith("tiny-")]
     backbone = load_backbone(args.backbone, dtype=args.dtype, device="cpu")
-    cases = (
-        dict(task=task, method=method, seed=seed, settings=settings, on="val" if select else "test")
-        for seed in range(1, 2 if select else args.seeds + 1)
-        for task in tasks
-        for method in args.methods.split(",")
-        for settings in (GRID.get(method, []) if select else [{}])
-        if seed == 1 or method != "zero_shot"
-    )
-    sweep(args.out, cases, partial(measure, backbone))
-    if select:
+    tasks = [name for name in list_datasets() if name.startswith("tiny-")]
+    sweep(args.out, cases(args, tasks, GRID), partial(measure, backbone))
+    if args.what == "select":
         print(choices(rows_of(args.out), "accuracy"))
 
 

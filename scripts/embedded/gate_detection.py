@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from measuring import cells_of, choices, markdown, parser, rows_of, show, sweep
+from measuring import cases, cells_of, choices, markdown, parser, rows_of, show, sweep
 
 import duotune
 from duotune.data.detection import list_detection_datasets, load_detection
@@ -104,20 +104,14 @@ def main(args) -> None:
     if args.what == "table":
         return print(table(rows_of(args.out)))
     torch.set_num_threads(args.threads)
-    select = args.what == "select"
-    named = args.tasks.split(",") if args.tasks else [SCENES, *tasks()]
     backbone = duotune.load_backbone(args.backbone, device="cpu")
-    cases = (
-        dict(task=task, method=method, seed=seed, settings=settings, on="val" if select else "test")
-        for seed in range(1, 2 if select else args.seeds + 1)
-        for task in named
-        for method in args.methods.split(",")
-        for settings in (GRID.get(method, []) if select else [{}])
-        if (seed == 1 or method != "zero_shot")
-        and (task != SCENES or (method == "zero_shot" and not select))  # it has no training pictures
+    wanted = (  # SCENES has no training pictures
+        case
+        for case in cases(args, [SCENES, *tasks()], GRID)
+        if case["task"] != SCENES or (case["method"] == "zero_shot" and case["on"] == "test")
     )
-    sweep(args.out, cases, partial(measure, backbone))
-    if select:
+    sweep(args.out, wanted, partial(measure, backbone))
+    if args.what == "select":
         print(choices(rows_of(args.out), "ap"))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import collections
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +52,19 @@ def sweep(out: Path, cases: Iterable[dict], measure: Callable[..., dict], identi
             with out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
+
+
+def cases(args: argparse.Namespace, tasks: Iterable[str], grid: dict[str, list[dict]]) -> Iterator[dict]:
+    """What `args` of `parser` ask for, seed by seed: the settings in `grid` to select, else the recipes' own."""
+    select = args.what == "select"
+    for seed in range(1, 2 if select else args.seeds + 1):
+        for task in args.tasks.split(",") if args.tasks else tasks:
+            for method in args.methods.split(","):
+                for settings in grid.get(method, []) if select else [{}]:
+                    if seed == 1 or method != "zero_shot":
+                        yield dict(
+                            task=task, method=method, seed=seed, settings=settings, on="val" if select else "test"
+                        )
 
 
 def choices(rows: list[dict], value: str) -> str:

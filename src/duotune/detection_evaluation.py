@@ -11,16 +11,17 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import numpy as np
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .backbones.base import check_limits
+from .data.base import images_per_split
 from .data.detection.base import DetectionData, DetectionItem
 from .data.detection.captions import CaptionChoice, ItemPhrases, OneCaption
 from .data.detection.flickr30k import by_occurrence
@@ -60,6 +61,9 @@ class _Result:
 
     def _count(self) -> str:
         raise NotImplementedError
+
+
+ResultT = TypeVar("ResultT", bound=_Result)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,6 @@ def evaluate_detector(
         ConfigError: other classes than the model's, or phrases. DataError: no pictures, too many broken ones, or `out`
             holds boxes of another model, data set or limits.
     """
-    start = time.perf_counter()
     check_limits(limits)
     items = _items(model, data, split)
     if data.frequencies:
@@ -148,14 +151,10 @@ def evaluate_detector(
     # no loss is computed, so any caption serves; boxes are those of all classes
     captions = OneCaption(model.method.all_captions[0])
     identity = _identity(model, data, split, batch_size, limits, [c.text for c in model.method.all_captions])
-    good, found, broken, resumed = _measure(
-        model, items, captions, identity, out, batch_size, workers, progress, max_broken_share, limits
+    count = lambda good, found: DetectionMetrics.measure(good, found, data.class_names, data.frequencies)
+    return _measure(
+        DetectionResult, count, model, items, captions, identity, out, batch_size, workers, progress, max_broken_share
     )
-    metrics = DetectionMetrics.measure(good, found, data.class_names, data.frequencies)
-    result = DetectionResult(metrics, found, time.perf_counter() - start, good, broken, resumed)
-    if out is not None:
-        write_text(Path(out) / METRICS, result.to_json() + "\n")
-    return result
 
 
 def evaluate_phrases(
@@ -178,27 +177,26 @@ def evaluate_phrases(
             caption, as text_prompt. DataError: no sentence with phrases, too many broken pictures, or `out` holds boxes
             of another model, data set or limits.
     """
-    start = time.perf_counter()
     check_limits(limits)
     _check(model, split)
     if data.class_names:
         raise ConfigError(f"{data.name} has classes instead of phrases; measure it with evaluate_detector")
     items = [by_occurrence(item) for item in getattr(data, split) if item.phrases]
     if not items:
-        raise DataError(f"{data.name} has no {split} sentence whose phrases have boxes; it has {_splits(data)}")
+        raise DataError(
+            f"{data.name} has no {split} sentence whose phrases have boxes; it has {images_per_split(data)}"
+        )
     captions = ItemPhrases(model.backbone.tokenizer, model.backbone.max_text_tokens)
     identity = _identity(model, data, split, batch_size, limits, "each sentence")
-    good, found, broken, resumed = _measure(
-        model, items, captions, identity, out, batch_size, workers, progress, max_broken_share, limits
+    count = PhraseRecall.measure
+    return _measure(
+        PhraseResult, count, model, items, captions, identity, out, batch_size, workers, progress, max_broken_share
     )
-    metrics = PhraseRecall.measure(good, found)
-    result = PhraseResult(metrics, found, time.perf_counter() - start, good, broken, resumed)
-    if out is not None:
-        write_text(Path(out) / METRICS, result.to_json() + "\n")
-    return result
 
 
 def _measure(
+    kind: type[ResultT],
+    count: Callable[[Sequence[DetectionItem], Sequence[BoxPrediction]], Any],
     model: PromptedDetector,
     items: Sequence[DetectionItem],
     captions: CaptionChoice,
@@ -208,9 +206,9 @@ def _measure(
     workers: int,
     progress: bool,
     max_broken_share: float,
-    limits: dict[str, float],
-) -> tuple[tuple[DetectionItem, ...], tuple[BoxPrediction, ...], dict[str, str], int]:
-    """(items that can be read, what is found in each, why others cannot be read, how many were found before)."""
+) -> ResultT:
+    """Find what `identity` describes, count it, and write both into `out`; `kind` is what is returned."""
+    start = time.perf_counter()
     good, report = check_detection_images(items, workers, max_broken_share)
     if not good:
         raise DataError(f"none of the {len(items)} pictures can be read; first: {next(iter(report.broken.values()))}")
@@ -218,11 +216,15 @@ def _measure(
         resumed = len(memory.found)
         waiting = [item for item in good if item.short_key not in memory.found]
         with tqdm(total=len(waiting), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
-            for part, boxes in _find(model, waiting, captions, batch_size, workers, limits):
+            for part, boxes in _find(model, waiting, captions, batch_size, workers, identity["limits"]):
                 memory.add(part, boxes)
                 bar.update(len(part))
         found = tuple(memory.found[item.short_key] for item in good)
-    return tuple(good), found, report.broken, resumed
+    metrics = count(good, found)
+    result = kind(metrics, found, time.perf_counter() - start, tuple(good), report.broken, resumed)
+    if out is not None:
+        write_text(Path(out) / METRICS, result.to_json() + "\n")
+    return result
 
 
 def _check(model: PromptedDetector, split: str) -> None:
@@ -243,12 +245,8 @@ def _items(model: PromptedDetector, data: DetectionData, split: str) -> tuple[De
         )
     items = getattr(data, split)
     if not items:
-        raise DataError(f"{data.name} has no {split} pictures; it has {_splits(data)}")
+        raise DataError(f"{data.name} has no {split} pictures; it has {images_per_split(data)}")
     return items
-
-
-def _splits(data: DetectionData) -> str:
-    return ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test") if getattr(data, s)) or "none"
 
 
 def _find(

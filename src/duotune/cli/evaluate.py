@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifacts import check_files
-from ..data.base import first_few
+from ..data.base import first_few, images_per_split
 from ..errors import ConfigError, DataError
 from ..recipes import CLASSES
 from ..recipes.claim import check_writable
@@ -119,11 +119,7 @@ def run(options: Options) -> int:
     else:
         if not getattr(data, options.split):
             raise DataError(
-                f"{data.name} has no {options.split} images; choose --split: it has "
-                + (
-                    ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test") if getattr(data, s))
-                    or "none"
-                )
+                f"{data.name} has no {options.split} images; choose --split: it has {images_per_split(data)}"
             )
         result = evaluate(model, getattr(data, options.split), **how)
         metrics = result.metrics

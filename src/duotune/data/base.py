@@ -98,6 +98,11 @@ class ClassificationData:
         )
 
 
+def images_per_split(data: object) -> str:
+    """ "24 train, 20 test": the splits of `data` that hold something; "none" if none does."""
+    return ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test") if getattr(data, s)) or "none"
+
+
 def clean_class_names(names: Iterable[str]) -> tuple[str, ...]:
     """Class names as prompts read them: underscores become spaces, outer and double spaces go.
 

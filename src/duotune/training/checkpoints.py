@@ -17,11 +17,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..data.base import ImageItem
 from ..data.images import content_stamp
 from ..errors import ArtifactError
 
@@ -125,10 +124,12 @@ def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
         )
 
 
-def items_identity(items: Sequence[ImageItem]) -> dict[str, Any]:
-    """How many images, and a digest of names, labels and contents in order; the same wherever the data set lies."""
-    texts = (f"{item.short_key}\0{item.label}\0{content_stamp(item)}" for item in items)
-    digest = hashlib.sha256("\0".join(texts).encode())
+def items_identity(items: Sequence[Any], labels_of: Callable[[Any], bytes]) -> dict[str, Any]:
+    """How many images, and a digest of names, contents and labels in order; the same wherever the data set lies."""
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(f"{item.short_key}\0{content_stamp(item)}\0".encode())
+        digest.update(labels_of(item) + b"\0")
     return {"training_images": len(items), "training_data": digest.hexdigest()[:16]}
 
 

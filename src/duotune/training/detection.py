@@ -9,7 +9,6 @@ What differs from a classifier's training: the arguments' defaults, the data set
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +25,6 @@ from ..data.detection.base import DetectionData, DetectionItem
 from ..data.detection.captions import CaptionChoice, ItemPhrases, OneCaption, SampledClasses
 from ..data.detection.torch_dataset import DetectionDataset, check_detection_images
 from ..data.detection.transforms import DetectionTransform, no_augmentation
-from ..data.images import content_stamp
 from ..errors import ConfigError, TrainingError
 from ..metrics import BoxPrediction, DetectionMetrics
 from ..model import PromptedDetector
@@ -171,13 +169,9 @@ class DetectionTrainer(PromptTrainer):
             PromptTrainer._check_classes(model, data)
 
     @staticmethod
-    def _items_identity(items: list[DetectionItem]) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for item in items:
-            digest.update(f"{item.short_key}\0{content_stamp(item)}\0{item.caption}\0{item.phrases}\0".encode())
-            for values in (item.boxes, item.labels, item.iscrowd):
-                digest.update(values.tobytes())
-        return {"training_images": len(items), "training_data": digest.hexdigest()[:16]}
+    def _label_bytes(item: DetectionItem) -> bytes:
+        text = f"{item.caption}\0{item.phrases}\0".encode()
+        return b"".join([text, *(values.tobytes() for values in (item.boxes, item.labels, item.iscrowd))])
 
     def _make_dataset(
         self,

@@ -115,7 +115,8 @@ class PromptTrainer(Trainer):
                 train_dataset = self._make_dataset(model, args, data.train, transform, training=True)
                 if data.val:
                     eval_dataset = self._make_dataset(model, args, data.val, None, training=False)
-            self._data = self._items_identity([item for item in data.train if item.key not in self.broken])
+            good = [item for item in data.train if item.key not in self.broken]
+            self._data = items_identity(good, self._label_bytes)
         else:
             self._data = {"training_images": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
         if transform is not None:
@@ -151,9 +152,9 @@ class PromptTrainer(Trainer):
             )
 
     @staticmethod
-    def _items_identity(items: list[Any]) -> dict[str, Any]:
-        """What checkpoints know the training images by."""
-        return items_identity(items)
+    def _label_bytes(item: Any) -> bytes:
+        """What checkpoints know an image's label by."""
+        return str(item.label).encode()
 
     def _make_dataset(
         self,
