@@ -18,6 +18,7 @@ HEIGHT = {
     "errors": 0,
     "registry": 1,
     "settings": 1,
+    "tracing": 1,
     "grounding": 1,
     "drawing": 1,
     "prompts": 2,

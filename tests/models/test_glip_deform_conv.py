@@ -189,3 +189,29 @@ def test_small_maps_of_a_batch_are_sampled_together(monkeypatch, stride, size):
         results.append([out.detach(), *(t.grad for t in tensors.values())])
     for apart, together in zip(*results):
         torch.testing.assert_close(together, apart, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"stride": 2, "size": (8, 7)}, {"kernel": (1, 3), "padding": 0}, {"size": (1, 1)}, {"spread": 1e4}],
+    ids=["same", "strided", "flat-kernel", "one-cell", "far-away"],
+)
+def test_the_plain_way_gives_the_same(settings):
+    """Output and all gradients; 1e-9, because places go through grid_sample's -1..1 and back."""
+    stride, padding = settings.get("stride", 1), settings.get("padding", 1)
+    found = []
+    for backend in ("torch", "plain"):
+        tensors = case(**settings)
+        out = deform_conv2d(**tensors, stride=stride, padding=padding, backend=backend)
+        grads = torch.autograd.grad((out * out.detach().sin()).sum(), list(tensors.values()))
+        found.append([out.detach(), *grads])
+    for fast, plain in zip(*found):
+        torch.testing.assert_close(plain, fast, rtol=1e-9, atol=1e-9)
+
+
+def test_the_plain_way_multiplies_in_the_precision_of_the_weights():
+    tensors = {name: t.detach().float() for name, t in case().items()}
+    tensors["weight"], tensors["bias"] = tensors["weight"].bfloat16(), tensors["bias"].bfloat16()
+    fast, plain = (deform_conv2d(**tensors, padding=1, backend=backend) for backend in ("torch", "plain"))
+    assert fast.dtype == plain.dtype == torch.float32
+    assert (fast - plain).norm() < 0.01 * fast.norm()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..tracing import hand_written
 from .frozen import ACTIVATIONS, FrozenAttention, FrozenMLP
 
 
@@ -25,16 +26,8 @@ def merge_heads(x: Tensor) -> Tensor:
 
 
 def single_step(layer: nn.Module, x: Tensor) -> bool:
-    """Whether the blocks of `frozen` serve here.
-
-    Not on a GPU, whose own attention kernels are better; not under autocast, which they would not see.
-    """
-    return (
-        x.device.type == "cpu"
-        and not torch.is_autocast_enabled("cpu")
-        and layer.mlp.config.hidden_act in ACTIVATIONS
-        and x.dtype == layer.mlp.fc1.weight.dtype
-    )
+    """Whether the blocks of `frozen` serve here."""
+    return hand_written(x) and layer.mlp.config.hidden_act in ACTIVATIONS and x.dtype == layer.mlp.fc1.weight.dtype
 
 
 def feed_forward(layer: nn.Module, x: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...tracing import traced
 
 CHUNK_BYTES = 4 << 20
 """Bytes of samples held at a time; backwards four times as many, because chunks should hold all readers of a cell."""
@@ -240,6 +243,29 @@ def _dots(rows: Tensor, table: Tensor, index: Tensor) -> Tensor:
     return found.view(-1, width)
 
 
+def _plain(
+    x: Tensor, offset: Tensor, mask: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int
+) -> Tensor:
+    """As `deform_conv2d`, of operations that every compiler and exporter knows; keeps all samples in memory."""
+    (batch, channels, *size), (kernel_height, kernel_width) = x.shape, weight.shape[-2:]
+    out_size, taps = offset.shape[-2:], kernel_height * kernel_width
+    grid = []
+    for axis in (1, 0):  # grid_sample wants x before y
+        base = torch.arange(out_size[axis], dtype=x.dtype, device=x.device) * stride - padding
+        tap = torch.arange(taps, dtype=x.dtype, device=x.device)
+        tap = (tap // kernel_width if axis == 0 else tap % kernel_width).view(-1, 1, 1)
+        place = offset.unflatten(1, (taps, 2))[:, :, axis] + (tap + (base[:, None] if axis == 0 else base))
+        # cells to -1..1 of the map's edges; what lies further out than a cell reads zeros, however far
+        grid.append((2 * place.clamp(-2, size[axis] + 1) + 1) / size[axis] - 1)
+    grid = torch.stack(grid, -1).flatten(1, 2)  # (B, K Ho, Wo, 2)
+    samples = F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+    samples = (samples * mask.flatten(1, 2)[:, None]).reshape(batch, channels * taps, -1)
+    kernel = weight.reshape(weight.shape[0], -1)
+    out = kernel @ samples.to(kernel.dtype)
+    out = out if bias is None else out + bias.to(out.dtype)[:, None]
+    return out.to(x.dtype).view(batch, -1, *out_size)
+
+
 def deform_conv2d(
     x: Tensor,
     offset: Tensor,
@@ -248,7 +274,7 @@ def deform_conv2d(
     bias: Tensor | None = None,
     stride: int = 1,
     padding: int = 0,
-    backend: Literal["auto", "torch", "torchvision"] = "auto",
+    backend: Literal["auto", "torch", "torchvision", "plain"] = "auto",
 ) -> Tensor:
     """Modulated deformable convolution, one group, dilation 1.
 
@@ -257,8 +283,9 @@ def deform_conv2d(
         offset: (B, 2 K, Ho, Wo), per tap (row-major) dy, dx in cells. mask: (B, K, Ho, Wo).
         weight: (O, C, kh, kw), K = kh kw; where it is of less precision than x, columns are rounded to it before they
             are multiplied. bias: (O,) or None.
-        backend: "torch" for the path of this module, "torchvision" for its operator, "auto" for torchvision's on CUDA
-            if it can be imported.
+        backend: "torch" for the path of this module, "torchvision" for its operator, "plain" for one `grid_sample` and
+            one product, "auto" for the plain way where torch compiles or exports, else for torchvision's on CUDA if it
+            can be imported.
 
     Returns:
         (B, O, Ho, Wo); in channels-last memory from the path of this module.
@@ -279,6 +306,8 @@ def deform_conv2d(
             raise ValueError(f"{name} should be {(batch, planes, *out_size)}, got {tuple(tensor.shape)}")
     if weight.shape[1] != channels:
         raise ValueError(f"weight reads {weight.shape[1]} channels, the input has {channels}")
+    if backend == "plain" or (backend == "auto" and traced()):
+        return _plain(x, offset, mask, weight, bias, stride, padding)
     if backend == "torchvision" or (backend == "auto" and x.is_cuda):
         operator = torchvision_operator()
         if operator is not None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...tracing import traced
 from .dynamic_conv import DynamicConv
 from .folded_attention import FoldedKeys, clamp_scores, folded_attention
 from .initialization import tagged
@@ -92,7 +93,9 @@ class BidirectionalAttention(nn.Module):
         if more is not None:
             more = (more if more.dim() == 3 else more[None].expand(batch, -1, -1)).to(visual.dtype)
         hidden = None
-        if text_mask is not None and not (text_mask.device.type == "cpu" and text_mask.all()):
+        # where asking is free: a test on a tensor makes an accelerator wait and breaks a graph
+        free = not traced() and text_mask is not None and text_mask.device.type == "cpu"
+        if text_mask is not None and not (free and text_mask.all()):
             hidden = F.pad(text_mask.to(torch.bool), (0, keys.shape[2] - length), value=True).logical_not()
         unseen = None if visual_mask is None else visual_mask == 0
 
@@ -102,13 +105,13 @@ class BidirectionalAttention(nn.Module):
         out_weight = self.out_v_proj.weight.view(-1, self.heads, self.head_dim).permute(1, 2, 0)
         values_l = values_l @ out_weight
         asked = FoldedKeys(folded, offset, values_l, length, hidden, unseen)
-        if self.training and self.dropout:
-            return self._with_dropout(visual, more, asked)
+        if traced() or (self.training and self.dropout):
+            return self._in_memory(visual, more, asked)
         delta_v, context = folded_attention(visual, more, asked)
         return delta_v + self.out_v_proj.bias, self._text_update(context, 1.0)
 
-    def _with_dropout(self, visual: Tensor, more: Tensor | None, asked: FoldedKeys) -> tuple[Tensor, Tensor]:
-        """The same with both attention maps in memory, thinned; arguments as for `folded_attention`."""
+    def _in_memory(self, visual: Tensor, more: Tensor | None, asked: FoldedKeys) -> tuple[Tensor, Tensor]:
+        """The same in plain operations, both maps in memory and thinned; arguments as `folded_attention`'s."""
         folded, offset, values, length, hidden, unseen = asked
         batch, heads, keys, _ = folded.shape
         everything = visual if more is None else torch.cat([visual, more], 1)
