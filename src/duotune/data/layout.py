@@ -1,0 +1,204 @@
+"""What file and folder names mean, one answer for class folders, tables and boxes.
+
+- which folder is which split, in every usual spelling;
+- which names a system, an editor or an unpacker left behind (`__MACOSX`, `.ipynb_checkpoints`, `Thumbs.db`);
+- Unicode: a Mac writes "é" as two characters (NFD), most others as one (NFC); equal names are one name;
+- zip archives: names as their writer meant them, with "/" between folders.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+import zipfile
+from pathlib import Path
+
+from ..errors import DataError
+
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+    "tests": "test",
+    "eval": "test",
+    "evaluation": "test",
+}
+"""Word, lower case -> "train", "val" or "test"."""
+
+FILLERS = frozenset("data dataset folder image images img imgs photos pictures seg set split".split())
+JUNK = frozenset(
+    "__macosx @eadir #recycle $recycle.bin __pycache__ lost+found thumbs.db ehthumbs.db desktop.ini icon\r".split(" ")
+) | {"system volume information"}
+ABOUT = ("readme", "license", "licence", "citation", "changelog")  # files that say something of a data set
+
+
+def split_of(name: str) -> str | None:
+    """Which split a folder, file or table cell of this name means: "train", "val", "test", or None.
+
+    Case, and words that say nothing, do not matter: "Train", "TRAINING", "training_set", "seg_test", "val2017",
+    "Validation Images". A name of two splits ("train_val") or with any other word means none.
+    """
+    words = [word for word in re.split(r"[\W_]+", name.casefold()) if word]
+    words = [re.sub(r"^(\D+)\d+$", r"\1", word) for word in words if not word.isdecimal()]  # COCO's "val2017"
+    said = [w for word in words if (w := _without_filler(word))]
+    return SPLIT_NAMES.get(said[0]) if len(said) == 1 else None
+
+
+def _without_filler(word: str) -> str:
+    """ "trainset" -> "train"; "images" -> ""."""
+    if word in FILLERS:
+        return ""
+    for filler in FILLERS:
+        if word.endswith(filler) and word.removesuffix(filler) in SPLIT_NAMES:
+            return word.removesuffix(filler)
+    return word
+
+
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name (the last part of a path) is none of the user's data: hidden, or left
+    behind by a system or an unpacker."""
+    return name.startswith(".") or name.casefold() in JUNK
+
+
+def is_about(name: str) -> bool:
+    """Whether a file of this name tells of the data: a README, a licence."""
+    return name.casefold().startswith(ABOUT)
+
+
+def unwrap(folder: Path) -> Path:
+    """The folder inside that holds the data: steps into a folder while it is the only thing there, and no split.
+
+    Junk and READMEs beside it do not count.
+    """
+    while True:
+        entries = [entry for entry in os.scandir(folder) if not is_junk(entry.name) and not is_about(entry.name)]
+        if len(entries) != 1 or not entries[0].is_dir() or split_of(entries[0].name):
+            return folder
+        folder = folder / entries[0].name
+
+
+# --- Unicode ---------------------------------------------------------------------------------------------------------
+
+
+def plain_name(name: str) -> str:
+    """The name with every accented letter as one character (NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def same_name(a: str, b: str) -> bool:
+    """Whether two names are the same text, however their accents are stored."""
+    return a == b or plain_name(a) == plain_name(b)
+
+
+class FileFinder:
+    """Finds files by the names that a table gives them: each folder is listed once.
+
+    A name may be absolute, or relative to `folder`. It is taken as it stands; else with "/" for "\\"; else whatever is
+    there under the same name with its accents stored otherwise.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self._names: dict[Path, dict[str, str]] = {}  # folder -> names in it, as stored and NFC -> as stored
+
+    def __call__(self, name: str) -> Path | None:
+        """The file or folder, or None if there is none."""
+        for spelling in dict.fromkeys((name, name.replace("\\", "/"))):
+            if (found := self._find(self.folder / spelling)) is not None:
+                return found
+        return None
+
+    def _find(self, path: Path) -> Path | None:
+        names = self._listed(path.parent)
+        if path.name in names:
+            return path.with_name(names[path.name])
+        if path.name in ("", "..") or path.parent == path:
+            return path if path.is_dir() else None
+        if plain_name(path.name) in names:
+            return path.with_name(names[plain_name(path.name)])
+        if names or path.parent == self.folder:
+            return None
+        parent = self._find(path.parent)
+        return self._find(parent / path.name) if parent is not None and parent != path.parent else None
+
+    def _listed(self, folder: Path) -> dict[str, str]:
+        if folder not in self._names:
+            try:
+                present = os.listdir(folder)
+            except (OSError, ValueError):  # ValueError: a NUL in the name
+                present = []
+            self._names[folder] = {plain_name(name): name for name in present} | {name: name for name in present}
+        return self._names[folder]
+
+
+def find_file(folder: str | Path, name: str) -> Path | None:
+    """The file `name` in `folder`, however its accents are stored, or None; for many files use `FileFinder`."""
+    return FileFinder(folder)(name)
+
+
+# --- zip archives ----------------------------------------------------------------------------------------------------
+
+
+def archive_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """Name with "/" between folders -> entry, junk left out; a folder's own entry ends with "/".
+
+    A backslash stands for "/" (old Windows tools wrote it). A name without the UTF-8 mark is UTF-8 if its bytes are;
+    else it is code page 437, as the format has it, for which `has_unknown_letters` warns.
+
+    Raises DataError for a name that leads out of the archive, and for two entries of one name.
+    """
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = _as_meant(info).replace("\\", "/")
+        if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
+            raise DataError(
+                f"{archive.filename} has an entry {name!r}, which leads out of the archive; "
+                "expected relative names without '..'; pack the folder anew"
+            )
+        parts = [part for part in name.split("/") if part not in ("", ".")]
+        if not parts or any(is_junk(part) for part in parts):
+            continue
+        name = "/".join(parts) + ("/" if name.endswith("/") else "")
+        if name in entries and not name.endswith("/"):
+            raise DataError(f"{archive.filename} has two entries {name!r}; expected one; pack the folder anew")
+        entries[name] = info
+    return entries
+
+
+def _stored_name(info: zipfile.ZipInfo) -> bytes | None:
+    """The bytes of a name that is not marked as UTF-8; None of one that is, or that has a second, Unicode field."""
+    if info.flag_bits & 0x800:
+        return None
+    try:
+        return info.filename.encode("cp437")  # how zipfile has decoded it
+    except UnicodeEncodeError:
+        return None
+
+
+def _as_meant(info: zipfile.ZipInfo) -> str:
+    stored = _stored_name(info)
+    if stored is None or stored.isascii():
+        return info.filename
+    try:
+        return stored.decode("utf-8")
+    except UnicodeDecodeError:
+        return info.filename
+
+
+def has_unknown_letters(info: zipfile.ZipInfo) -> bool:
+    """Whether the entry's name has letters in an encoding that the archive does not tell."""
+    stored = _stored_name(info)
+    if stored is None or stored.isascii():
+        return False
+    try:
+        stored.decode("utf-8")
+        return False
+    except UnicodeDecodeError:
+        return True
