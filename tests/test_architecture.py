@@ -19,6 +19,7 @@ HEIGHT = {
     "registry": 1,
     "settings": 1,
     "tracing": 1,
+    "reading": 1,
     "grounding": 1,
     "drawing": 1,
     "prompts": 2,

@@ -10,7 +10,8 @@
     ├── ArtifactError         an artifact or checkpoint cannot be read or belongs to another backbone
     └── TrainingError         training cannot go on (NaN loss, no space left)
 
-A message says what was expected, what came, and what to do. The command line prints it as one line
+A message says what was expected, what came, and what to do. It is one printable line of at most `MAX_MESSAGE`
+characters (each fault, where there are several), whatever it quotes. The command line prints it
 and exits with a non-zero status.
 """
 
@@ -19,9 +20,25 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MAX_MESSAGE = 1_000  # characters; what is longer loses its middle
+
+
+def one_line(text: str, limit: int) -> str:
+    """`text` in one line that every terminal prints: white space is one blank, control characters and halves of
+    characters are written as escapes, and of more than `limit` characters the middle is left out."""
+    half = limit // 2
+    if len(text) > 8 * limit:
+        text = f"{text[: 4 * limit]} … {text[-4 * limit :]}"  # what follows need not read gigabytes
+    text = " ".join(text.split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+    return text if len(text) <= limit else f"{text[: limit - half].rstrip()} … {text[-half:].lstrip()}"
+
 
 class DuotuneError(Exception):
-    """Base of all errors raised on purpose."""
+    """Base of all errors raised on purpose. `str()` of it is one printable line."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__(), MAX_MESSAGE)
 
 
 class UnknownNameError(DuotuneError, KeyError):
@@ -34,7 +51,7 @@ class UnknownNameError(DuotuneError, KeyError):
         super().__init__(f"unknown {kind} {name!r}{hint} (known: {', '.join(self.known)})")
 
     def __str__(self) -> str:  # KeyError would print the repr
-        return self.args[0]
+        return one_line(self.args[0], MAX_MESSAGE)
 
     def __reduce__(self):
         return type(self), (self.kind, self.name, self.known)
@@ -45,7 +62,10 @@ class ConfigError(DuotuneError, ValueError):
 
     def __init__(self, *faults: str):
         self.faults = faults
-        super().__init__("; ".join(faults))
+        super().__init__("; ".join(one_line(fault, MAX_MESSAGE) for fault in faults))
+
+    def __str__(self) -> str:  # all faults at once are longer
+        return one_line(self.args[0], 4 * MAX_MESSAGE)
 
     def __reduce__(self):
         return type(self), self.faults
