@@ -22,6 +22,7 @@ HEIGHT = {
     "reading": 1,
     "grounding": 1,
     "drawing": 1,
+    "writing": 1,
     "prompts": 2,
     "models": 2,
     "data": 2,

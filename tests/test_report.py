@@ -19,8 +19,8 @@ from duotune.report import (
     curves_svg,
     write_metrics,
     write_report,
-    write_text,
 )
+from duotune.writing import write_text
 
 CURVE = [{"epoch": 1.0, "loss": 2.0}, {"epoch": 2.0, "loss": 1.0, "eval_accuracy": 50.0}, {"epoch": 2.0, "runtime": 3}]
 RUNS = [
@@ -126,7 +126,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("duotune.report.os.replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError):
         write_text(path, "new")
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["x.txt"]

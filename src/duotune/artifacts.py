@@ -20,13 +20,13 @@ import dataclasses
 import hashlib
 import json
 import os
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ArtifactError, ConfigError, DataError, DuotuneError
+from .writing import write_together
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -240,32 +240,13 @@ class _loaded:
 
 
 def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
-    mark = f".{uuid.uuid4().hex[:8]}.part"
-    beside = {name: folder / f".{name}{mark}" for name in files}
-    replaced: dict[Path, bytes | None] = {}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            with open(beside[name], "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in files:
-            before = (folder / name).read_bytes() if (folder / name).is_file() else None
-            os.replace(beside[name], folder / name)
-            replaced[folder / name] = before
-    except BaseException as error:  # Ctrl-C between the two as well: they belong together
-        for path, before in replaced.items():
-            path.write_bytes(before) if before is not None else path.unlink()
-        if not isinstance(error, OSError):
-            raise
+        write_together(folder, files)
+    except OSError as error:
         raise ArtifactError(
             f"cannot write the artifact to {folder}: {error.strerror or error}; what was there is untouched; "
             "free some space or choose another folder"
         ) from error
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
 
 
 def _folder(folder: Any) -> Path:

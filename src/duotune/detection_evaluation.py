@@ -31,9 +31,9 @@ from .errors import ConfigError, DataError
 from .metrics import BoxPrediction, DetectionMetrics, PhraseRecall
 from .metrics.detection import LVIS_MAX_DETECTIONS
 from .model import PromptedDetector
-from .report import write_text
 from .training.detection import detection_test_transform, find_boxes
 from .training.detection_features import DetectionCollator
+from .writing import write_text
 
 logger = logging.getLogger(__name__)
 

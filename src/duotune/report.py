@@ -9,12 +9,13 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .writing import write_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -115,19 +116,6 @@ class DetectionPart:
     about: Mapping[str, Any]
     runs: Sequence[DetectionRun]
     pictures: Sequence[Mapping[str, Image]] = ()
-
-
-def write_text(path: str | Path, text: str) -> Path:
-    """Write a UTF-8 file beside its place and move it there, so that no half-written file is ever seen."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return path
 
 
 def write_metrics(path: str | Path, runs: Sequence[MethodRun], detection: Sequence[DetectionRun] = ()) -> Path:
@@ -236,5 +224,4 @@ __all__ = [
     "curves_svg",
     "write_metrics",
     "write_report",
-    "write_text",
 ]

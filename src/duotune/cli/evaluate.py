@@ -102,8 +102,8 @@ def run(options: Options) -> int:
         _refuse_other_files(Path(options.out))
     everything = load_dataset(options.data, options.root)
     from ..evaluation import base_to_new, evaluate
-    from ..report import write_text
     from ..training import FeatureCache
+    from ..writing import write_text
 
     how = {
         "batch_size": options.batch_size or 64,

@@ -46,7 +46,7 @@ def run(options: Options) -> int:
     from ..data.detection import ODINW, load_detection
     from ..metrics import OdinwAverage
     from ..recipes.claim import claimed
-    from ..report import write_text
+    from ..writing import write_text
 
     tasks = ODINW.get(options.data, (options.data,))
     data = [load_detection(task, options.root).named_as_read() for task in tasks]

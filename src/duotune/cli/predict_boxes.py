@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.images import is_image_name
 from ..errors import ConfigError, DataError
+from ..writing import write_bytes, write_text
 from .output import counted, table
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from ..predictor import BoxesFound, Predictor
     from .predict import Options
 
-KEPT_FORMATS = (".jpg", ".jpeg", ".png", ".webp")
+KEPT_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP"}
 DETECTIONS = "detections.json"
 
 
@@ -38,8 +39,6 @@ def run(options: Options, predictor: Predictor) -> int:
     good, broken = [row for row in rows if row.error is None], [row for row in rows if row.error is not None]
     text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False)
     if options.out is not None:
-        from ..report import write_text
-
         write_text(Path(options.out) / DETECTIONS, text + "\n")
     if options.json:
         print(text)
@@ -99,9 +98,6 @@ def _free_name(source: str, taken: set[str]) -> str:
 
 
 def _write(path: Path, image: Image) -> None:
-    beside = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        image.save(beside, **({"quality": 92} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    content, kind = io.BytesIO(), KEPT_FORMATS[path.suffix.lower()]
+    image.save(content, kind, **({"quality": 92} if kind == "JPEG" else {}))
+    write_bytes(path, content.getvalue(), lasting=False)

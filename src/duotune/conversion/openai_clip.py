@@ -25,10 +25,7 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +35,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import ArtifactError, ConfigError
+from ..writing import folder_beside, write_text
 from .reading import read_archive, state_dict_of
 
 HEAD_WIDTH = 64
@@ -91,21 +89,13 @@ def convert_openai_clip(
     }
 
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise ArtifactError(f"cannot write {out} ({error}); is there space and permission?") from error
-    try:
-        _write_tokenizer(beside, config["text_config"], bpe, tokenizer)
-        save_file(tensors, str(beside / "model.safetensors"), metadata={"format": "pt"})
-        _write_json(beside / "config.json", {**config, "dtype": dtype})
-        _write_json(beside / "preprocessor_config.json", _processor(config["vision_config"]["image_size"]))
-        beside.chmod(0o755)
-        os.replace(beside, out)
+        with folder_beside(out) as part:
+            _write_tokenizer(part, config["text_config"], bpe, tokenizer)
+            save_file(tensors, str(part / "model.safetensors"), metadata={"format": "pt"})
+            _write_json(part / "config.json", {**config, "dtype": dtype})
+            _write_json(part / "preprocessor_config.json", _processor(config["vision_config"]["image_size"]))
     except (OSError, SafetensorError) as error:
         raise ArtifactError(f"cannot write {out} ({error}); is there space and permission?") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)  # gone already if all went well
     return out
 
 
@@ -298,4 +288,4 @@ def _require(weights: dict[str, Tensor], names: tuple[str, ...], source: str) ->
 
 
 def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    write_text(path, json.dumps(content, indent=2) + "\n")

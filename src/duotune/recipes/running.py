@@ -23,9 +23,10 @@ from ..data.sampling import spread
 from ..data.torch_dataset import check_images
 from ..errors import ConfigError, DataError, DuotuneError
 from ..model import PromptedDetector, PromptedModel, attach
-from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report, write_text
+from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report
 from ..settings import misfits
 from ..training import DetectionTrainingArguments, PromptTrainer, PromptTrainingArguments, last_checkpoint
+from ..writing import write_text
 from . import Recipe
 from .claim import CHECKPOINTS, WRITTEN, check_folder, claimed
 

@@ -37,6 +37,7 @@ from safetensors.numpy import save as to_bytes
 from ..data.base import ImageItem
 from ..data.images import read_bytes
 from ..errors import ConfigError, DataError
+from ..writing import write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -192,13 +193,7 @@ class FeatureCache:
         checksum = np.frombuffer(_checksum(packed, features), dtype=np.uint8)
         payload = to_bytes({"keys": packed, "features": features, "checksum": checksum})
         target = self.folder / namespace / f"{uuid.uuid4().hex}.safetensors"
-        beside = target.with_suffix(".part")
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(payload)
-            os.replace(beside, target)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_bytes(target, payload, lasting=False)
         self.statistics.bytes_written += len(payload)
 
     def _evict(self) -> None:

@@ -34,6 +34,7 @@ from ..backbones.base import Detector
 from ..data.detection.torch_dataset import DetectionDataset
 from ..data.torch_dataset import OverImages
 from ..errors import ConfigError, DataError
+from ..writing import write_bytes
 from .cache import FeatureCache
 
 logger = logging.getLogger(__name__)
@@ -126,20 +127,15 @@ class MapStore:
 
     def _write(self, key: str, maps: Maps, size: int) -> bool:
         path = self._path(key)
-        beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
         maps = [m.contiguous().cpu() for m in maps]
         content = to_bytes({str(level): m for level, m in enumerate(maps)}, metadata={"checksum": str(_checksum(maps))})
         try:
             if not self._make_room(len(content)):
                 return False
-            path.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(content)
-            os.replace(beside, path)
+            write_bytes(path, content, lasting=False)
         except OSError as error:
             logger.warning("cannot keep feature maps in %s: %s; going on without", self.folder, error)
             return False
-        finally:
-            beside.unlink(missing_ok=True)
         self._ours.add(key)
         self._disk_bytes += len(content)
         return True

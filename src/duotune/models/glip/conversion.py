@@ -13,10 +13,8 @@ rpn.anchor_generator.cell_anchors.{level}   (a constant: checked, not stored)
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArtifactError
+from ...writing import folder_beside
 from .anchors import cell_anchor
 from .configuration_glip import GlipConfig
 
@@ -228,17 +227,9 @@ def convert_glip_checkpoint(
     dtype = dtype or state["head.bias0"].dtype
     model = model.to(dtype)  # so that config.json says it
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in state.items()}
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with folder_beside(out, overwrite=True) as partial:
         model.save_pretrained(partial, state_dict=state)
         processor.save_pretrained(partial)
-        if out.exists():
-            shutil.rmtree(out)
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from transformers.utils import cached_file
 
 from ...errors import ArtifactError, ClassNamesError, ConfigError, DataError
 from ...grounding import Caption, build_caption, chunk_classes, clean_name, grounding_caption, resized_size
+from ...writing import write_text
 from .configuration_glip import GlipConfig
 from .detection import Detections, detect
 from .modeling_glip import GlipDetectionOutput
@@ -104,10 +104,8 @@ class GlipProcessor:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(folder)
-        beside = folder / f".{SETTINGS_FILE}.partial"
         content = {"processor_class": type(self).__name__, **self.settings()}
-        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(beside, folder / SETTINGS_FILE)
+        write_text(folder / SETTINGS_FILE, json.dumps(content, indent=2) + "\n")
 
     # ------------------------------------------------------------------ text
 
