@@ -17,7 +17,7 @@ from __future__ import annotations
 import abc
 import enum
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,7 @@ from ..errors import CaptionLengthError, ClassNamesError, ConfigError, DataError
 from ..grounding import Caption, CaptionPrompt, chunk_classes
 from ..models.glip.fusion import FusionPrompts, FusionTokens  # the form in which fusion layers take learnt tokens
 from ..models.glip.swin import WindowTokens
+from ..tracing import traced
 
 LIMITS = ("score_threshold", "nms_threshold", "max_detections")
 """What `Detector.detections` may be told."""
@@ -60,6 +61,42 @@ class TextTokens:
     eos: Tensor
 
 
+class TextEnds:
+    """End position of each text, known on the host, and what a tower derives from them once.
+
+    A tower lays texts out by where they end; asked of a tensor, an accelerator would be waited for in every step.
+
+    Args:
+        positions: end positions, counted from 0.
+    """
+
+    def __init__(self, positions: Iterable[int]):
+        self.positions = tuple(int(position) for position in positions)
+        self._derived: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, eos: Tensor | TextEnds) -> TextEnds:
+        """Those of a (N,) int64 tensor; ends that are known already as they are."""
+        return eos if isinstance(eos, TextEnds) else cls(eos.tolist())
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """`compute()`, remembered with these ends under `key`."""
+        if key in self._derived:
+            return self._derived[key]
+        found = compute()
+        if not traced():  # what is made while torch records is none of the program's own tensors
+            self._derived[key] = found
+        return found
+
+    def split(self, size: int) -> list[TextEnds]:
+        """Parts of at most `size` texts, in order."""
+        cut = lambda: [TextEnds(self.positions[i : i + size]) for i in range(0, len(self), size)]
+        return self.once(("parts", size), cut)
+
+
 @dataclass
 class TextSequence:
     """Token embeddings that a causal text tower reads; the first rows may be shared by all texts.
@@ -69,12 +106,12 @@ class TextSequence:
     Attributes:
         shared: (S, d) embeddings common to all texts, at least the start token; before positions are added.
         own: (N, L, d) the rest of each text.
-        eos: (N,) int64, end position of each text counted within `own`.
+        eos: (N,) int64, end position of each text counted within `own`; `TextEnds` where they are known beforehand.
     """
 
     shared: Tensor
     own: Tensor
-    eos: Tensor
+    eos: Tensor | TextEnds
 
 
 class VisionPrompts(Protocol):
@@ -424,6 +461,7 @@ __all__ = [
     "FusionPrompts",
     "FusionTokens",
     "Port",
+    "TextEnds",
     "TextSequence",
     "TextTokens",
     "VisionPrompts",

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ClassNamesError, DataError
-from .base import DualEncoder, TextSequence, TextTokens, VisionPrompts
+from .base import DualEncoder, TextEnds, TextSequence, TextTokens, VisionPrompts
 from .layers import PackedTexts, text_layer, vision_layer
 
 KEPT_PER_ROW = 14
@@ -91,22 +91,24 @@ class ClipBackbone(DualEncoder):
         return self._text.embeddings.token_embedding(ids)
 
     def encode_sequence(self, sequence: TextSequence) -> Tensor:
-        rows = len(sequence.shared) + int((sequence.eos + 1).sum())
+        ends = TextEnds.of(sequence.eos)
+        rows = len(sequence.shared) + sum(ends.positions) + len(ends)
         size = self._text.embeddings.position_embedding.weight.element_size()
         kept = KEPT_PER_ROW * rows * self.text_width * self.text_layers * size
         if kept <= self.max_text_bytes or not torch.is_grad_enabled():
-            return self._encode_texts(sequence.shared, sequence.own, sequence.eos)
+            return self._encode_texts(sequence.shared, sequence.own, ends)
         # too much for memory: keep nothing inside the tower, and run it again, part by part, on the way back
-        texts = max(1, int(len(sequence.eos) * self.max_text_bytes / kept))
-        parts = zip(sequence.own.split(texts), sequence.eos.split(texts))
+        texts = max(1, int(len(ends) * self.max_text_bytes / kept))
+        parts = zip(sequence.own.split(texts), ends.split(texts))
         return torch.cat(
             [checkpoint(self._encode_texts, sequence.shared, *part, use_reentrant=False) for part in parts]
         )
 
-    def _encode_texts(self, shared: Tensor, own: Tensor, eos: Tensor) -> Tensor:
+    def _encode_texts(self, shared: Tensor, own: Tensor, ends: TextEnds) -> Tensor:
         tower = self._text
         positions = tower.embeddings.position_embedding.weight
-        packed = PackedTexts(len(shared), own.shape[1], eos)
+        layout, device = (len(shared), own.shape[1]), own.device
+        packed = ends.once((*layout, str(device)), lambda: PackedTexts(*layout, ends, device))
         if packed.num_shared + packed.length > self.max_text_tokens:
             raise ClassNamesError(
                 f"context and class name need {packed.num_shared + packed.length} tokens, the text tower of "
@@ -127,7 +129,7 @@ class ClipBackbone(DualEncoder):
         for i, layer in enumerate(layers):
             tokens = prompts(i, x) if prompts is not None else None
             if prompts is not None and tokens is not None and prompts.persistent:
-                x = torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+                x = torch.cat([x, tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
                 tokens = None
             x = vision_layer(layer, x, tokens, last=i == len(layers) - 1)
         return self.model.visual_projection(tower.post_layernorm(x[:, 0]))

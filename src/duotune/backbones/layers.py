@@ -7,11 +7,14 @@ are computed once, and on a CPU whole blocks are single autograd steps (`frozen`
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tracing import hand_written
+from .base import TextEnds
 from .frozen import ACTIVATIONS, FrozenAttention, FrozenMLP
 
 
@@ -67,8 +70,8 @@ def vision_attention(layer: nn.Module, x: Tensor, prompts: Tensor | None, last: 
     if prompts is not None:
         p = layer.layer_norm1(prompts)
         # a (P, d) prompt is projected once, not once per image
-        keys = torch.cat([keys, attention.k_proj(p).expand(len(x), -1, -1)], dim=1)
-        values = torch.cat([values, attention.v_proj(p).expand(len(x), -1, -1)], dim=1)
+        keys = torch.cat([keys, attention.k_proj(p).expand(x.shape[0], -1, -1)], dim=1)
+        values = torch.cat([values, attention.v_proj(p).expand(x.shape[0], -1, -1)], dim=1)
     if last:
         h, x = h[:, :1], x[:, :1]
     queries = attention.q_proj(h)
@@ -87,20 +90,27 @@ class PackedTexts:
         num_shared: S.
         length: L, padded length of the own parts.
         eos: (N,) end position of each text within its own part.
+        device: where the texts are; that of `eos` if None.
+
+    Attributes:
+        length: L, no longer than the longest text.
+        own: rows of texts laid out as (N, L) that are not behind an end.
+        positions: of each own row in its text. end_rows: of all rows, the N end rows.
+        causal: (L, L), true for keys behind their query. behind: (N, L), true behind each end.
     """
 
-    def __init__(self, num_shared: int, length: int, eos: Tensor):
-        self.num_shared = num_shared
-        self.length = int(eos.max()) + 1 if len(eos) else length
-        self.num_texts = len(eos)
-        positions = torch.arange(self.length, device=eos.device)
-        valid = positions[None] <= eos[:, None]
-        self.own = valid.flatten().nonzero().squeeze(1)
-        self.positions = num_shared + positions.expand(self.num_texts, -1).flatten()[self.own]
-        ends = valid.sum(1).cumsum(0) - 1
-        self.end_rows = num_shared + ends
-        self.eos = eos
-        self.causal = torch.ones(self.length, self.length, dtype=torch.bool, device=eos.device).triu(1)
+    def __init__(self, num_shared: int, length: int, eos: Tensor | TextEnds, device: torch.device | str | None = None):
+        if device is None and isinstance(eos, Tensor):
+            device = eos.device
+        ends = TextEnds.of(eos).positions  # numbers: nothing below waits for the device
+        self.num_shared, self.num_texts = num_shared, len(ends)
+        self.length = max(ends) + 1 if ends else length
+        index = lambda numbers: torch.tensor(list(numbers), dtype=torch.long, device=device)
+        self.own = index(n * self.length + j for n, end in enumerate(ends) for j in range(end + 1))
+        self.positions = index(num_shared + j for end in ends for j in range(end + 1))
+        self.end_rows = index(num_shared - 1 + count for count in itertools.accumulate(end + 1 for end in ends))
+        self.causal = torch.ones(self.length, self.length, dtype=torch.bool, device=device).triu(1)
+        self.behind = torch.arange(self.length, device=device) > index(ends)[:, None]
 
     def pad(self, rows: Tensor) -> Tensor:
         """(number of own rows, d) -> (N, L, d), zeros after each end"""
@@ -109,7 +119,7 @@ class PackedTexts:
 
     def unpad(self, padded: Tensor) -> Tensor:
         """(N, L, d) -> (number of own rows, d)"""
-        return padded.flatten(0, 1)[self.own]
+        return padded.flatten(0, 1).index_select(0, self.own)
 
 
 def text_layer(layer: nn.Module, rows: Tensor, packed: PackedTexts, last: bool) -> Tensor:
@@ -130,10 +140,9 @@ def text_layer(layer: nn.Module, rows: Tensor, packed: PackedTexts, last: bool) 
     shared_k, shared_v = split_heads(keys[:s], heads), split_heads(values[:s], heads)  # (H, S, h)
     own_k, own_v = split_heads(packed.pad(keys[s:]), heads), split_heads(packed.pad(values[s:]), heads)  # (N, H, L, h)
     if last:
-        queries = attention.q_proj(h[packed.end_rows])
+        queries = attention.q_proj(h.index_select(0, packed.end_rows))
         own_q = split_heads(queries[:, None], heads)  # (N, H, 1, h)
-        hidden = torch.arange(packed.length, device=rows.device) > packed.eos[:, None]
-        mask = hidden[:, None, None, :]
+        mask = packed.behind[:, None, None, :]
     else:
         queries = attention.q_proj(h)
         own_q = split_heads(packed.pad(queries[s:]), heads)
@@ -148,7 +157,7 @@ def text_layer(layer: nn.Module, rows: Tensor, packed: PackedTexts, last: bool) 
     attended = from_shared.view(heads, n, length, width).transpose(0, 1) + weights[..., s:] @ own_v
     own_out = merge_heads(attended)
     if last:
-        return feed_forward(layer, rows[packed.end_rows] + attention.out_proj(own_out[:, 0]))
+        return feed_forward(layer, rows.index_select(0, packed.end_rows) + attention.out_proj(own_out[:, 0]))
     shared_out = F.scaled_dot_product_attention(
         split_heads(queries[:s], heads)[None], shared_k[None], shared_v[None], is_causal=True, scale=attention.scale
     )

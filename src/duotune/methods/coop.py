@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..backbones.base import DualEncoder, TextSequence
+from ..backbones.base import DualEncoder, TextEnds, TextSequence
 from ..errors import ClassNamesError, ConfigError
 from ..prompts.context import ContextTokens
 from .base import ClassifierOutput, ImageBatch, Method, MethodConfig, ParamGroup, Progress
@@ -84,22 +84,44 @@ class TextContext(nn.Module):
                 "names; train a shared context (class_specific=False) to classify into new classes"
             )
         tokens = backbone.tokenize([f"{name}." for name in names])
-        # every text is [SOS] name . [EOS]: where the name ends is what the name alone is long
-        self.name_lengths = (backbone.tokenize(names).eos - 1).tolist()
-        self.lengths = tokens.eos.tolist()
-        longest = 1 + self.context.num_context_tokens + max(self.lengths)
+        lengths = tokens.eos.tolist()
+        longest = 1 + self.context.num_context_tokens + max(lengths)
         if longest > backbone.max_text_tokens:
-            worst = names[self.lengths.index(max(self.lengths))]
+            worst = names[lengths.index(max(lengths))]
             raise ClassNamesError(
                 f"{self.context.num_context_tokens} context tokens and {worst!r} need {longest} tokens, the text tower "
                 f"of {backbone.name} holds {backbone.max_text_tokens}; use at most "
-                f"{max(0, backbone.max_text_tokens - 1 - max(self.lengths))} context tokens or a shorter name"
+                f"{max(0, backbone.max_text_tokens - 1 - max(lengths))} context tokens or a shorter name"
             )
         with torch.no_grad():
             embedded = backbone.embed_tokens(tokens.ids)
+        # every text is [SOS] name . [EOS]: where the name ends is what the name alone is long
+        self._lay_out(embedded, (backbone.tokenize(names).eos - 1).tolist(), lengths)
+
+    def _lay_out(self, embedded: Tensor, name_lengths: list[int], lengths: list[int]) -> None:
+        """Once per set of classes: names at their places, and the places of the context between them.
+
+        Args:
+            embedded: (C, 1 + L, d) of [SOS] name . [EOS] padding. name_lengths: of each name alone.
+            lengths: of each name with its dot, that is, how many tokens stand before [EOS] and after [SOS].
+        """
+        count = self.context.num_context_tokens
+        before = {"end": count, "middle": count // 2, "front": 0}[self.config.position]
+        self.shared_tokens = 0 if self.context.class_specific else before
+        own, ahead = (
+            count - self.shared_tokens,
+            before - self.shared_tokens,
+        )  # tokens in a class's rows, ahead of its name
+        length = own + embedded.shape[1] - 1
+        places = torch.tensor([[j if j < ahead else n + j for j in range(own)] for n in name_lengths], dtype=torch.long)
+        places = (places.view(len(embedded), own) + length * torch.arange(len(embedded))[:, None]).flatten()
+        empty = torch.zeros(len(embedded) * length, dtype=torch.bool).index_fill(0, places, True)
+        rows = embedded.new_zeros(len(empty), embedded.shape[2])
+        rows[~empty.to(rows.device)] = embedded[:, 1:].flatten(0, 1)
         self.register_buffer("start", embedded[0, :1].clone(), persistent=False)
-        self.register_buffer("names", embedded[:, 1:].clone(), persistent=False)  # (C, L, d): name . [EOS] padding
-        self.register_buffer("name_eos", tokens.eos - 1, persistent=False)
+        self.register_buffer("names", rows.view(len(embedded), length, -1), persistent=False)
+        self.register_buffer("places", places.to(rows.device), persistent=False)  # of the context, in all rows
+        self.ends = TextEnds(end + own - 1 for end in lengths)
 
     def _create(self, backbone: DualEncoder, num_classes: int) -> None:
         config, init = self.config, None
@@ -116,21 +138,15 @@ class TextContext(nn.Module):
 
     def sequence(self) -> TextSequence:
         """The prompts of all classes, what they share first."""
-        tokens, names = self.context.tokens, self.names
-        start, num_classes = self.start.float(), len(names)
-        names = names.float()
-        eos = self.name_eos + self.context.num_context_tokens
-        if self.config.position == "end" and not self.context.class_specific:
-            return TextSequence(torch.cat([start, tokens]), names, self.name_eos)
-        per_class = tokens if self.context.class_specific else tokens.expand(num_classes, -1, -1)
-        if self.config.position == "end":
-            return TextSequence(start, torch.cat([per_class, names], dim=1), eos)
-        half = self.context.num_context_tokens // 2 if self.config.position == "middle" else 0
-        before, after = per_class[:, :half], per_class[:, half:]
-        if half and not self.context.class_specific:
-            start, before, eos = torch.cat([start, tokens[:half]]), per_class[:, :0], eos - half
-        rows = [torch.cat([before[c], names[c, :n], after[c], names[c, n:]]) for c, n in enumerate(self.name_lengths)]
-        return TextSequence(start, torch.stack(rows), eos)
+        tokens, own = self.context.tokens, self.names.float()
+        shared = (
+            torch.cat([self.start.float(), tokens[: self.shared_tokens]]) if self.shared_tokens else self.start.float()
+        )
+        if len(self.places):
+            per_class = tokens if self.context.class_specific else tokens[self.shared_tokens :].expand(len(own), -1, -1)
+            filled = own.flatten(0, 1).index_copy(0, self.places, per_class.reshape(-1, own.shape[2]))
+            own = filled.view(own.shape)
+        return TextSequence(shared, own, self.ends)
 
     def features(self, backbone: DualEncoder) -> Tensor:
         """(C, E) tuned text features, not normalised."""

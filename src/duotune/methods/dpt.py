@@ -18,9 +18,9 @@
     for the first `guidance_epochs` the first term is instead
            CE(frozen image, tuned text) + CE(tuned image, template text) + 0.1 · CE(s)
 
-Where this differs from the authors' code: auxiliary logits are computed for the triples that enter
-the loss alone, in the working precision (theirs casts to half); candidates and frozen features can
-come from a cache; the amp branch works.
+Where this differs from the authors' code: auxiliary logits are computed for one triple per image and
+layer alone, in the working precision (theirs casts to half); candidates and frozen features can come
+from a cache; the amp branch works.
 """
 
 from __future__ import annotations
@@ -154,11 +154,12 @@ class DPT(Method):
 
     def auxiliary_loss(self, attended: Tensor, candidates: Tensor, labels: Tensor) -> Tensor:
         """L_ca of attended candidates (B, layers, Q, d), candidate classes (B, Q) and labels (B,)."""
-        image, slot = (candidates == labels[:, None]).nonzero(as_tuple=True)
-        if len(image) == 0:
-            return attended.new_zeros(())
-        logits = [head(attended[image, layer, slot]) for layer, head in enumerate(self.aux)]
-        return F.cross_entropy(torch.cat(logits), labels[image].repeat(len(logits)))
+        hits = candidates == labels[:, None]
+        # each image has one candidate that is its class, or none; looking up which ones do would wait for the device
+        found, slot = hits.any(1), hits.int().argmax(1)
+        own = attended.gather(2, slot.view(-1, 1, 1, 1).expand(-1, attended.shape[1], 1, attended.shape[3]))
+        each = [F.cross_entropy(head(own[:, i, 0]), labels, reduction="none") for i, head in enumerate(self.aux)]
+        return (torch.stack(each) * found).sum() / (found.sum() * len(each)).clamp(min=1)
 
     def param_groups(self) -> list[ParamGroup]:
         lr, warmup = self.config.visual_lr, self.config.visual_warmup_epochs

@@ -67,7 +67,7 @@ class ClassAwarePrompts(nn.Module):
             prompts (B, Q, d), and the attended candidates o (B, Q, d) that an `AuxiliaryHead` classifies.
         """
         queries = self.meta(candidates)
-        extra = self.extra_tokens.to(hidden.dtype).expand(len(hidden), -1, -1)
+        extra = self.extra_tokens.to(hidden.dtype).expand(hidden.shape[0], -1, -1)
         attended = self.attention(queries, torch.cat([hidden.detach(), extra], dim=1))
         return self.norm(attended + queries), attended
 
