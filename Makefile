@@ -1,5 +1,6 @@
 # make demo    train methods on an embedded classifier and detector, write runs/demo/report.html
-# make test    run the tests
+# make test    run the tests, one process per core, one thread each
+# make numeric the tests of numbers again, as other processors and settings compute them
 # make check   lint, formatting, types, dead code, code that stands twice, documentation without a broken link
 # make docs    build the documentation into site/
 # make results write docs/results.md, its pictures and the tables of docs/benchmarks.md from docs/data
@@ -10,15 +11,27 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: demo test check docs results clean
+NUMERIC := $(addprefix tests/, backbones contract detection methods metrics models prompts reference training \
+  test_artifacts.py test_evaluation.py test_predictor.py)
+
+.PHONY: demo test numeric check docs results clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
 	$(BIN)/duotune demo
 
 test: $(VENV)/installed-tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Tests whose numbers come from matrix products: MKL's kernels that give the same bits wherever a tensor lies, kernels
+# for processors without AVX2 and AVX-512, one thread, and two, which share sums out differently.
+numeric: $(VENV)/installed-tests
+	MKL_CBWR=COMPATIBLE $(PYTEST) $(NUMERIC)
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 $(PYTEST) $(NUMERIC)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(PYTEST) $(NUMERIC)
+	OMP_NUM_THREADS=2 $(PYTEST) $(NUMERIC)
 
 check: $(VENV)/installed-checks
 	$(BIN)/ruff check .

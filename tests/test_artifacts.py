@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from closeness import close
 from duotune import artifacts, attach, load
 from duotune.backbones import load_backbone
 from duotune.errors import ArtifactError, ClassNamesError, ConfigError, UnknownNameError
@@ -42,7 +43,8 @@ def test_saved_and_loaded_gives_the_same_logits(tiny_clip, pixels, tmp_path, met
         loaded = artifacts.load(tmp_path / "artifact", backbone, device="cpu")
         assert not loaded.training
         assert loaded.class_names == tuple(NAMES) and loaded.method.template == "a drawing of a {}."
-        assert torch.equal(logits(loaded, pixels), logits(model, pixels))
+        assert all(torch.equal(v, loaded.method.artifact_state()[k]) for k, v in model.method.artifact_state().items())
+        assert close(logits(loaded, pixels), logits(model, pixels))
 
 
 def test_what_training_alone_needs_is_left_out(tiny_clip, tmp_path):
@@ -82,13 +84,13 @@ def test_without_evidence_nothing_is_rounded(tiny_clip, tmp_path):
 
 def test_float16_if_no_prediction_changes(tiny_clip, pixels, tmp_path):
     model = make(tiny_clip, "vlp")
-    before = logits(model, pixels)
+    before, weights = logits(model, pixels), {k: v.clone() for k, v in model.method.state_dict().items()}
     artifacts.save(model, tmp_path, probe=[{"pixel_values": pixels}])
     assert set(dtypes(tmp_path).values()) == {torch.float16}
-    assert torch.equal(logits(model, pixels), before)  # the model itself is as it was
+    assert all(torch.equal(v, weights[k]) for k, v in model.method.state_dict().items())  # the model is as it was
     loaded = artifacts.load(tmp_path, tiny_clip)
     assert torch.equal(logits(loaded, pixels).argmax(1), before.argmax(1))
-    assert not torch.equal(logits(loaded, pixels), before)
+    assert not close(logits(loaded, pixels), before)
 
 
 def test_a_tensor_whose_rounding_changes_a_prediction_stays_float32(tiny_clip, tmp_path):

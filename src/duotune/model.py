@@ -82,7 +82,7 @@ class PromptedModel(nn.Module):
         return save(self, folder, **options)
 
     def detach(self) -> nn.Module:
-        """The Hugging Face model as it was before `attach`, bit for bit."""
+        """The Hugging Face model as it was before `attach`: the same object, every weight the same, bit for bit."""
         return self.backbone.model
 
 

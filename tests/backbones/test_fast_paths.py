@@ -101,7 +101,7 @@ def test_rows_after_the_end_are_never_read(double):
     clean = double.encode_sequence(TextSequence(randn(3, 48), own, EOS))
     for text, end in enumerate(EOS.tolist()):
         own[text, end + 1 :] = float("nan")
-    assert torch.equal(double.encode_sequence(TextSequence(randn(3, 48), own, EOS)), clean)
+    assert close(double.encode_sequence(TextSequence(randn(3, 48), own, EOS)), clean)
 
 
 def test_text_tower_computes_only_rows_up_to_each_end(double, monkeypatch):

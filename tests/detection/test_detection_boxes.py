@@ -12,6 +12,7 @@ import torch
 from coco_folder import write_folder
 from PIL import Image
 
+from closeness import same_boxes
 from duotune import Predictor, attach
 from duotune.backbones.glip import glip_labels
 from duotune.data.detection import load_detection
@@ -194,10 +195,9 @@ def test_an_interrupted_evaluation_goes_on(model, data, tmp_path, monkeypatch):
     assert not (tmp_path / "metrics.json").exists()
     monkeypatch.setattr(evaluation, "find_boxes", original)
     rest, whole = evaluate_detector(model, data, out=tmp_path, **quiet), evaluate_detector(model, data, **quiet)
-    assert (rest.resumed, whole.resumed) == (2, 0) and rest.metrics == whole.metrics
+    assert (rest.resumed, whole.resumed) == (2, 0) and rest.ap == pytest.approx(whole.ap)
     for a, b in zip(rest.predictions, whole.predictions):
-        assert np.array_equal(a.boxes, b.boxes) and np.array_equal(a.scores, b.scores)
-        assert np.array_equal(a.labels, b.labels)
+        assert same_boxes(vars(a), vars(b))
     assert "2 of them found before" in str(rest) and rest.to_json()
 
 
@@ -213,8 +213,8 @@ def test_another_picture_under_the_same_name_is_looked_at_anew(model, folder, tm
     after = load_detection(changed)
     found = evaluate_detector(model, after, out=tmp_path / "out", **quiet)
     plain = evaluate_detector(model, after, **quiet)
-    assert found.resumed == len(before.test) - 1 and found.metrics == plain.metrics
-    assert np.array_equal(found.predictions[0].scores, plain.predictions[0].scores)
+    assert found.resumed == len(before.test) - 1 and found.ap == pytest.approx(plain.ap)
+    assert same_boxes(vars(found.predictions[0]), vars(plain.predictions[0]))
 
 
 def test_broken_pictures_are_left_out_by_name(model, folder, tmp_path):

@@ -14,6 +14,7 @@ from coco_folder import write_folder
 from PIL import Image
 from transformers import TrainerCallback
 
+from closeness import ROUNDING, all_close, close, same_boxes
 from duotune import PromptTrainer, attach
 from duotune.data.detection import load_detection
 from duotune.data.detection.captions import OneCaption, SampledClasses
@@ -121,7 +122,7 @@ def test_kept_maps_are_what_the_image_tower_makes_of_the_same_view(backbone, dat
                 assert np.array_equal(np.asarray(row[name]), np.asarray(plain[name])), name
             with torch.no_grad():
                 expected = backbone.encode_image(backbone.pad([plain["pixel_values"]]))
-            assert all(torch.equal(m, e[0]) for m, e in zip(row["feature_maps"], expected, strict=True))
+            assert all_close(row["feature_maps"], [e[0] for e in expected])
             assert kept.shape(i) == tuple(backbone.pad([plain["pixel_values"]]).shape[-2:])
             sizes.add(row["image_size"])
     assert len(sizes) > 3
@@ -160,9 +161,9 @@ def test_a_store_without_room_changes_no_number(backbone, data, tmp_path, caplog
         little = train(backbone, data, tmp_path / "b", views=1, cache_gb=3.5 * one / 1e9)
     assert 0 < sum(key in little.maps for keys in little.train_dataset._keys for key in keys) < len(data.train)
     assert "feature maps fit into" in caplog.text
-    assert losses(little) == losses(whole)
+    assert losses(little) == pytest.approx(losses(whole), rel=ROUNDING)
     for name, value in whole.model.method.state_dict().items():
-        assert torch.equal(value, little.model.method.state_dict()[name])
+        assert close(little.model.method.state_dict()[name], value)
 
 
 def test_maps_on_disk_serve_later_runs_and_damage_is_found(backbone, data, tmp_path, monkeypatch, caplog):
@@ -173,14 +174,15 @@ def test_maps_on_disk_serve_later_runs_and_damage_is_found(backbone, data, tmp_p
     assert len(files) == 2 * len(data.train) + len(data.val)
     seen = count_pictures(monkeypatch, backbone)
     second = train(backbone, data, tmp_path / "b", dataloader_num_workers=1, **common)
-    assert seen == [] and losses(second) == losses(first)
+    assert seen == [] and losses(second) == pytest.approx(losses(first), rel=ROUNDING)
     content = bytearray(files[0].read_bytes())
     content[-5] ^= 0xFF
     files[0].write_bytes(content)
     files[1].write_bytes(b"no tensors")
     with caplog.at_level(logging.WARNING, "duotune"):
         third = train(backbone, data, tmp_path / "c", num_train_epochs=2, **common)
-    assert losses(third) == losses(first) and len(seen) >= 1 and "corrupt" in caplog.text
+    assert losses(third) == pytest.approx(losses(first), rel=ROUNDING)
+    assert len(seen) >= 1 and "corrupt" in caplog.text
     left = len(list(cache.rglob("*.safetensors")))
     model = attach(backbone, "sdpt", data.class_names)
     PromptTrainer(model, arguments(tmp_path, views=2, cache_dir=str(cache), seed=9), data=data)
@@ -354,6 +356,4 @@ def test_the_artifact_is_what_was_trained(backbone, data, tmp_path, pictures):
     folder = trainer.save_artifact(tmp_path / "artifact")
     loaded = load(folder, backbone)
     for a, b in zip(trainer.model.detect(pictures), loaded.detect(pictures), strict=True):
-        assert (
-            torch.equal(a["boxes"], b["boxes"]) and torch.equal(a["scores"], b["scores"]) and a["names"] == b["names"]
-        )
+        assert same_boxes(b, a) and b["names"] == [data.class_names[label] for label in b["labels"]]

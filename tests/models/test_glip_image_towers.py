@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from closeness import close
 from duotune.models.glip.deform_conv import deform_conv2d
 from duotune.models.glip.dynamic_conv import DynamicConv, DynamicRelu, reread
 from duotune.models.glip.fpn import GlipFpn, drop_block
@@ -79,7 +80,7 @@ def test_swin_asks_for_tokens_before_every_block():
     assert asked == [(s, b, shape) for (s, b), shape in zip([(0, 0), (1, 0), (1, 1), (2, 0), (3, 0)], shapes)]
     assert [tuple(m.shape) for m in plain] == [(1, 8, 13, 18), (1, 16, 7, 9), (1, 32, 4, 5), (1, 64, 2, 3)]
     for stage in (0, 1):
-        assert torch.equal(plain[stage], prompted[stage])
+        assert close(plain[stage], prompted[stage])
     for stage in (2, 3):
         assert (plain[stage] - prompted[stage]).abs().max() > 1e-3
 

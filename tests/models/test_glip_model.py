@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from closeness import close
 from duotune.errors import ConfigError
 from duotune.models.glip import FusionTokens, GlipConfig, GlipForObjectDetection, GlipModel
 from duotune.models.glip.losses import assign_anchors
@@ -110,7 +111,7 @@ def test_cached_encoders_give_the_same_outputs(tiny_glip):
     found = forward(tiny_glip, feature_maps=maps, text_hidden=hidden, attention_mask=cut)
     assert hidden.shape[1] == 7
     for name in ("logits", "box_deltas", "centerness"):
-        assert torch.equal(found[name], expected[name])
+        assert close(found[name], expected[name])
 
 
 def test_prompts_train_through_a_frozen_model(tiny_glip, tiny_config):
@@ -144,7 +145,7 @@ def test_saved_and_loaded_it_is_the_same(tiny_glip, tiny_config, tmp_path):
     for (name, a), (other, b) in zip(tiny_glip.state_dict().items(), loaded.state_dict().items()):
         assert name == other and torch.equal(a, b)
     pixels, (ids, mask) = pictures((64, 96)), captions(7)
-    assert torch.equal(forward(tiny_glip, pixels, ids, mask).logits, forward(loaded, pixels, ids, mask).logits)
+    assert close(forward(tiny_glip, pixels, ids, mask).logits, forward(loaded, pixels, ids, mask).logits)
     base = GlipModel.from_pretrained(tmp_path)  # the part without a head, from the same folder
     assert torch.equal(base.tower[1].image.offset.weight, tiny_glip.model.tower[1].image.offset.weight)
 
@@ -186,9 +187,9 @@ def test_initial_values_of_a_new_model(tiny_config):
 
 def test_training_mode_is_random_and_eval_mode_is_not(tiny_glip):
     model, inputs = copy.deepcopy(tiny_glip), (pictures((64, 64)), *captions(6))
-    assert torch.equal(forward(model, *inputs).logits, forward(model, *inputs).logits)
+    assert close(forward(model, *inputs).logits, forward(model, *inputs).logits)
     model.train()
-    assert not torch.equal(forward(model, *inputs).logits, forward(model, *inputs).logits)
+    assert not close(forward(model, *inputs).logits, forward(model, *inputs).logits)
 
 
 def test_mixed_precision_trains(tiny_glip):

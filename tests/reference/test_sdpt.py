@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from closeness import all_close
 from duotune import attach
 from duotune.backbones.glip import GlipBackbone
 from duotune.methods.detection import DetectionBatch
@@ -167,7 +168,7 @@ def test_hidden_text_tokens_of_the_authors_code_act_on_nothing(backbones):
             after = theirs(model, pixels, captions, prototypes)
         finally:
             plain.appended_row = kept
-    assert all(torch.equal(a, b) for a, b in zip(compared(before, captions), compared(after, captions)))
+    assert all_close(compared(after, captions), compared(before, captions))
 
 
 def test_in_a_wide_space_the_prototype_itself_is_the_query_and_the_key(tokenizer):
