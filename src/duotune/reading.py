@@ -328,8 +328,10 @@ def parse_yaml(content: str | bytes, where: str, error: type[DuotuneError] = Dat
     except RecursionError as fault:
         raise error(f"{where} nests lists and mappings more than {MAX_NESTING} deep; write it flatter") from fault
     except Exception as fault:  # a scalar that does not fit its tag fails with whatever its conversion raises
-        reason = " ".join(str(fault).split()) if isinstance(fault, yaml.YAMLError) else because(fault)
-        raise error(f"{where} is not valid YAML: {one_line(reason, MAX_SHOWN)}") from fault
+        reason = because(fault)
+        if isinstance(fault, yaml.MarkedYAMLError) and fault.problem_mark is not None:
+            reason = f"{one_line(str(fault.problem), MAX_SHOWN)} (line {fault.problem_mark.line + 1})"
+        raise error(f"{where} is not valid YAML: {reason}") from fault
     finally:
         if loader is not None:
             loader.dispose()
@@ -428,14 +430,16 @@ class Archive:
         """Bytes of a file, unpacked, as the archive says. Raises KeyError if there is none."""
         return self._members[name].file_size
 
-    def read(self, name: str, limit: int = MAX_MEMBER_BYTES) -> bytes:
-        """The content of one file. What is unpacked is counted, whatever the archive says of its size.
+    def read(self, name: str, limit: int | None = None) -> bytes:
+        """The content of one file, by its name in `names` or as stored.
+
+        What is unpacked is counted, whatever the archive says of its size; `limit` None is `MAX_MEMBER_BYTES`.
 
         Raises:
             DuotuneError: no such file, a symbolic link, encrypted, packed in a way that Python does not read, broken,
                 more than `limit` bytes, or packed more than `MAX_RATIO` times as small.
         """
-        info = self._members.get(name)
+        info = self._members.get(name) or self._zip.NameToInfo.get(name)
         if info is None:
             raise self._error(f"no file {shown(name)} in {self.path}")
         where = f"{self.path}::{one_line(name, MAX_SHOWN)}"
@@ -444,9 +448,9 @@ class Archive:
         if info.flag_bits & 1:
             raise self._error(f"{where} is encrypted; unpack the archive with its password, and pack it without")
         small = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        most = min(limit, max(RATIO_FREE_BYTES, info.compress_size * MAX_RATIO))
+        most = min(MAX_MEMBER_BYTES if limit is None else limit, max(RATIO_FREE_BYTES, info.compress_size * MAX_RATIO))
         if info.file_size > most:
-            raise self._error(f"{where} unpacks to {info.file_size:,} bytes; the limit is {most:,}")
+            raise self._error(f"{where} has {info.file_size:,} bytes unpacked; the limit is {most:,}")
         parts, count = [], 0
         try:
             with self._zip.open(info) as file:
@@ -461,7 +465,7 @@ class Archive:
         ) as fault:
             raise self._error(f"cannot unpack {where}: {because(fault)}; pack or download it again") from fault
         if count > most:
-            raise self._error(f"{where} unpacks to more than the limit of {most:,} bytes")
+            raise self._error(f"{where} has more bytes unpacked than the limit of {most:,}")
         if count != info.file_size:
             raise self._error(f"{where} has {count:,} bytes, not {info.file_size:,}; pack or download it again")
         return b"".join(parts)

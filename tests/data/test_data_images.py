@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 from duotune.data import ImageItem
-from duotune.data import images as module
 from duotune.data.images import close_containers, image_size, is_image_name, open_image, probe_image, read_bytes, to_rgb
 from duotune.errors import DataError
 
@@ -132,7 +131,7 @@ def test_archive_members(tmp_path, write_image, monkeypatch):
     for member, match in (("cat/bad.png", "x.zip::cat/bad.png: not a picture"), ("cat/no.png", "no.png")):
         with pytest.raises(DataError, match=match):
             open_image(ImageItem(tmp_path / "x.zip", 0, member))
-    monkeypatch.setattr(module, "MAX_FILE_BYTES", 10)
+    monkeypatch.setattr("duotune.reading.MAX_MEMBER_BYTES", 10)
     with pytest.raises(DataError, match="bytes unpacked; the limit is 10"):
         open_image(item)
 

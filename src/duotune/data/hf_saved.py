@@ -6,12 +6,12 @@ are the class names. Rows labelled -1 (unlabelled test sets) are left out.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from ..reading import MAX_DESCRIPTION_BYTES, because, read_json
 from .base import ClassificationData, ImageItem, make_data
 from .image_folder import SPLIT_FOLDERS
 from .sampling import split
@@ -31,7 +31,7 @@ def _load(path: Path) -> Any:
     try:
         return datasets.load_from_disk(str(path))
     except Exception as error:  # arrow, JSON and version errors alike
-        raise DataError(f"cannot read the Hugging Face data set saved in {path}: {error}") from error
+        raise DataError(f"cannot read the Hugging Face data set saved in {path}: {because(error)}") from error
 
 
 def _column(dataset: Any, kind: str, wanted: str | None, where: Path) -> str:
@@ -102,8 +102,8 @@ def read_hf_saved(
         parts = dict(zip(("train", "val", "test"), split(items, val_share, test_share, seed)))
     else:
         try:
-            saved = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
-        except (ValueError, KeyError, TypeError) as error:
+            saved = read_json(path / "dataset_dict.json", limit=MAX_DESCRIPTION_BYTES)["splits"]
+        except (KeyError, TypeError) as error:
             raise DataError(f"{path / 'dataset_dict.json'} does not list splits: {error!r}") from error
         known = [kind for kind in saved if kind in SPLIT_FOLDERS]
         if not known or len({SPLIT_FOLDERS[kind] for kind in known}) < len(known):

@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import io
 import os
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps
 
+from .. import reading
 from ..errors import DataError
+from ..reading import Archive, because, check_file
 from .base import ImageItem
 
 IMAGE_SUFFIXES = frozenset(
@@ -33,7 +34,6 @@ IMAGE_SUFFIXES = frozenset(
 
 MAX_PIXELS = 89_478_485  # 9,459 x 9,459: where Pillow starts to warn of decompression bombs; we refuse
 STAMPED_BYTES = 2**16  # at each end of a file
-MAX_FILE_BYTES = 512 * 2**20  # of one picture inside an archive, once unpacked
 
 
 class Picture(Protocol):
@@ -55,23 +55,6 @@ def is_image_name(name: str) -> bool:
     return not base.startswith(".") and os.path.splitext(base)[1].lower() in IMAGE_SUFFIXES
 
 
-class _Archive:
-    """An open zip file."""
-
-    def __init__(self, path: Path):
-        try:
-            self._zip = zipfile.ZipFile(path)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"cannot read the zip archive {path}: {error}") from error
-        self.close = self._zip.close
-
-    def read(self, member: str) -> bytes:
-        info = self._zip.getinfo(member)
-        if info.file_size > MAX_FILE_BYTES:
-            raise ValueError(f"{info.file_size} bytes unpacked; the limit is {MAX_FILE_BYTES}")
-        return self._zip.read(info)
-
-
 class _SavedRows:
     """The image column of a Hugging Face data set saved on disk."""
 
@@ -85,7 +68,7 @@ class _SavedRows:
 
     def read(self, member: str) -> bytes:
         value = self._rows[int(member)]
-        return value["bytes"] if value["bytes"] is not None else Path(value["path"]).read_bytes()
+        return value["bytes"] if value["bytes"] is not None else reading.read_bytes(value["path"], "a picture")
 
 
 # Containers this process holds open. A forked worker must not share the parent's file positions, so
@@ -102,7 +85,7 @@ def _container(path: Path) -> Any:
     if path not in _containers:
         if not path.exists():
             raise FileNotFoundError("no such file or folder")
-        _containers[path] = _SavedRows(path) if path.is_dir() else _Archive(path)
+        _containers[path] = _SavedRows(path) if path.is_dir() else Archive(path)
     return _containers[path]
 
 
@@ -133,10 +116,15 @@ def to_rgb(image: Image.Image, orientation: bool = True) -> Image.Image:
     return image.convert("RGB")
 
 
+def _regular(path: Path) -> Path:
+    """The path; what is there, but no file, is refused: reading a pipe may never end."""
+    return check_file(path, "a picture") if path.exists() else path
+
+
 def _decode(item: ImageItem, finish: Callable[[Image.Image], Any]) -> Any:
     """Open, measure, and hand the picture to `finish`. Raises DataError naming the file."""
     try:
-        source = item.path if item.member is None else io.BytesIO(_container(item.path).read(item.member))
+        source = _regular(item.path) if item.member is None else io.BytesIO(_container(item.path).read(item.member))
         with Image.open(source) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
@@ -149,7 +137,7 @@ def _decode(item: ImageItem, finish: Callable[[Image.Image], Any]) -> Any:
     # Decoders meet broken bytes with whatever exception is at hand: OSError, SyntaxError, ValueError,
     # struct.error, zlib.error, EOFError, IndexError, KeyError, MemoryError, ...
     except Exception as error:
-        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error) or type(error).__name__
+        reason = "no such file" if isinstance(error, FileNotFoundError) else because(error)
         if isinstance(error, (Image.UnidentifiedImageError, IsADirectoryError)):
             reason = "not a picture in a format that Pillow knows"
         raise DataError(f"cannot read the image {item.key}: {reason}; repair or remove it") from error
@@ -216,21 +204,23 @@ def content_stamp(item: Picture) -> str:
         content = read_bytes(item)
         return f"{len(content)}-{zlib.crc32(content):08x}"
     try:
-        with item.path.open("rb") as file:
+        with _regular(item.path).open("rb") as file:
             length = file.seek(0, os.SEEK_END)
             file.seek(0)
             checksum = zlib.crc32(file.read(STAMPED_BYTES))
             file.seek(max(0, length - STAMPED_BYTES))
             return f"{length}-{zlib.crc32(file.read(STAMPED_BYTES), checksum):08x}"
     except OSError as error:
-        raise DataError(f"cannot read {item.key}: {error}; repair or remove it") from error
+        raise DataError(f"cannot read {item.key}: {because(error)}; repair or remove it") from error
 
 
 def read_bytes(item: Picture) -> bytes:
     """The undecoded file, archive member or row. Raises DataError naming it if it cannot be read."""
     try:
-        return item.path.read_bytes() if item.member is None else _container(item.path).read(item.member)
+        if item.member is None:
+            return reading.read_bytes(item.path, "a picture")
+        return _container(item.path).read(item.member)
     except DataError:
         raise
     except Exception as error:  # zlib.error, RuntimeError (encrypted), NotImplementedError (packed in a newer way), ...
-        raise DataError(f"cannot read {item.key}: {error}; repair or remove it") from error
+        raise DataError(f"cannot read {item.key}: {because(error)}; repair or remove it") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DataError
+from ..reading import because, parse_json, read_text, shown
 from .base import ImageItem, first_few
 from .images import is_image_name
 
@@ -43,16 +43,6 @@ def check_present(paths: Sequence[Path], listed_in: str) -> None:
         )
 
 
-def read_text(path: Path, what: str) -> str:
-    """A text file's content. Raises DataError saying what was expected there."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {path}; expected {what}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path} ({what}): {error}") from error
-
-
 def read_lines(path: Path, what: str) -> list[str]:
     """Non-empty lines, stripped. Raises DataError if there are none."""
     lines = [line.strip() for line in read_text(path, what).splitlines() if line.strip()]
@@ -68,7 +58,7 @@ def parse_lines(path: Path, what: str, parse: Callable[[str], object]) -> list:
         try:
             parsed.append(parse(line))
         except (ValueError, KeyError, IndexError) as error:
-            raise DataError(f"{path}: cannot read the line {line!r}; expected {what}") from error
+            raise DataError(f"{path}: cannot read the line {shown(line)}; expected {what}") from error
     return parsed
 
 
@@ -100,10 +90,10 @@ def read_split_file(path: Path, images: Path) -> Splits:
     format = '{"train": [[path, label, class name], ...], "val": ..., "test": ...}'
     text = read_text(path, format)
     try:
-        content = json.loads(text)
+        content = parse_json(text, path.name)
         rows = {kind: [(str(p), int(y), str(c)) for p, y, c in content[kind]] for kind in ("train", "val", "test")}
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is no split file: expected {format}, found {error!r}") from error
+        raise DataError(f"{path} is no split file: expected {format}, found {because(error)}") from error
     names = names_of_labels(((label, name) for part in rows.values() for _, label, name in part), str(path))
     parts = {kind: [ImageItem(images / image, label) for image, label, _ in part] for kind, part in rows.items()}
     check_present([item.path for part in parts.values() for item in part], str(path))

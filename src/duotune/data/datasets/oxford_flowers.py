@@ -9,21 +9,21 @@ oxford_flowers/
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import DataError
+from ...reading import read_json
 from ..base import ImageItem
 from ..named import NamedDataset, split_whole
-from ..split_file import Splits, check_present, load_mat, names_of_labels, read_text
+from ..split_file import Splits, check_present, load_mat, names_of_labels
 
 
 def read_original(folder: Path, seed: int) -> Splits:
     names_file, labels_file = folder / "cat_to_name.json", folder / "imagelabels.mat"
     try:
-        listed = json.loads(read_text(names_file, 'flower names {"1": name, ...}'))
+        listed = read_json(names_file, 'flower names {"1": name, ...}')
         names = names_of_labels(((int(number) - 1, str(name)) for number, name in listed.items()), str(names_file))
     except (ValueError, AttributeError) as error:
         if isinstance(error, DataError):

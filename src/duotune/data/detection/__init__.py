@@ -146,12 +146,12 @@ def is_detection_data(name_or_path: str | Path) -> bool:
 
         return bool(find_splits(path))
     if suffix == ".zip" and path.is_file():
-        import zipfile
+        from ...reading import Archive
 
         try:
-            with zipfile.ZipFile(path) as archive:
-                return not {"train.json", "val.json", "test.json"}.isdisjoint(archive.namelist())
-        except (OSError, zipfile.BadZipFile):
+            with Archive(path) as archive:
+                return not {"train.json", "val.json", "test.json"}.isdisjoint(archive.names)
+        except DataError:
             return False
     return suffix in (".json", ".yaml", ".yml")
 

@@ -10,11 +10,9 @@ archive:    FILE.zip with {train,val,test}.json and pictures in {train,val,test}
 
 from __future__ import annotations
 
-import json
 import math
 import numbers
 import os
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ... import reading
 from ...errors import ConfigError, DataError
 from ..base import first_few
 from ..images import MAX_PIXELS
@@ -46,12 +45,7 @@ class CocoFile:
 
 def read_json(path: Path) -> Any:
     """A JSON file's content. Raises DataError if it is absent or broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"no such file: {path}; expected COCO annotations (JSON)") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"cannot read {path} as JSON: {error}; export or download it again") from error
+    return reading.read_json(path, "COCO annotations (JSON)", nonfinite=True)  # such boxes are counted and named
 
 
 def read_coco_file(path: Path, content: Any = None) -> CocoFile:
@@ -400,12 +394,16 @@ def read_coco_archive(
 ) -> DetectionData:
     """A zip archive with {train,val,test}.json and pictures in folders of these names. Arguments as for `read_coco`."""
     report = DetectionReport()
+    found = {}
     try:
-        with zipfile.ZipFile(path) as archive:
-            members = frozenset(archive.namelist())
-            found = {split: json.loads(archive.read(n)) for split in SPLITS if (n := f"{split}.json") in members}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"cannot read the COCO annotations in {path}: {error}; export or download it again") from error
+        with reading.Archive(path) as archive:
+            members = frozenset(archive.names)
+            for split in SPLITS:
+                if (inner := f"{split}.json") in archive:
+                    text = archive.read(inner, reading.MAX_TEXT_BYTES)
+                    found[split] = reading.parse_json(text, f"{path}::{inner}", nonfinite=True)
+    except DataError as error:
+        raise DataError(f"cannot read the COCO annotations in {path}: {error}") from error
     files = {split: read_coco_file(path / f"{split}.json", content) for split, content in found.items()}
     if not files:
         raise DataError(f"{path} holds no COCO annotations; expected train.json, val.json or test.json at its top")

@@ -23,11 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ...errors import ConfigError, DataError
 from ...grounding import CaptionPrompt
-from ..split_file import read_text
+from ...reading import because, parse_yaml, read_text
 from .base import DetectionData
 from .coco import read_coco_splits
 
@@ -141,11 +139,12 @@ def read_odinw_yaml(
     """
     path = Path(path)
     root = Path(root).expanduser() if root is not None else path.parent
+    text = read_text(path, "an ODinW task (yaml)")
     try:
-        settings = yaml.safe_load(read_text(path, "an ODinW task (yaml)"))["DATASETS"]
+        settings = parse_yaml(text, path.name)["DATASETS"]
         register = {str(key): (str(row["img_dir"]), str(row["ann_file"])) for key, row in settings["REGISTER"].items()}
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no ODinW task: expected DATASETS: REGISTER: ...; found {error!r}") from error
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is no ODinW task: expected DATASETS: REGISTER: ...; {because(error)}") from error
     check_shots(shots)
     validation = re.findall(r"\w+", str(settings.get("TEST", "val"))) or ["val"]
     words = {"train": "train", "val": validation[0], "test": "test"}
@@ -185,9 +184,10 @@ def _listed(settings: dict[str, Any], key: str, fields: Sequence[str], path: Pat
     if not text:
         return []
     try:
-        rows = yaml.safe_load(text) if isinstance(text, str) else text
+        rows = parse_yaml(text, key) if isinstance(text, str) else text
         if not all(field in row for row in rows for field in fields):
             raise ValueError(f"each needs {', '.join(fields)}")
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: {key} must be a list of objects with {', '.join(fields)}: {error}") from error
+    except (TypeError, ValueError) as error:  # a DataError is a ValueError
+        form = f"a list of objects with {', '.join(fields)}"
+        raise DataError(f"{path}: {key} must be {form}: {because(error)}") from error
     return rows
