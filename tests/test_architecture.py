@@ -18,6 +18,7 @@ HEIGHT = {
     "errors": 0,
     "registry": 1,
     "settings": 1,
+    "processes": 1,
     "tracing": 1,
     "reading": 1,
     "grounding": 1,

@@ -249,7 +249,8 @@ def attach(
         backbone = load_backbone(backbone)
     whole = PromptedDetector if isinstance(backbone, Detector) else PromptedModel
     model = whole(backbone, kind(checked), method)
-    with torch.random.fork_rng(enabled=seed is not None):
+    own = [model.backbone.device] if model.backbone.device.type == "cuda" else []  # others are not even to be woken
+    with torch.random.fork_rng(own, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
         model.set_classes(class_names, template or kind.default_template)

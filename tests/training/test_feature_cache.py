@@ -1,5 +1,6 @@
 """The feature cache: what goes in comes out, corruption and other processes included."""
 
+import errno
 import os
 import sqlite3
 import subprocess
@@ -7,11 +8,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from duotune.data.base import ImageItem
 from duotune.errors import ConfigError
 from duotune.training.cache import FeatureCache
+from duotune.training.detection_features import MapStore
 
 
 def some(n, width=8, seed=0):
@@ -163,3 +167,57 @@ def test_a_corrupt_hash_memory_is_started_anew(tmp_path):
 def test_a_limit_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="max_bytes"):
         FeatureCache(tmp_path, 0)
+
+
+NOT_THE_FILE = {
+    "rights": PermissionError(errno.EACCES, "Permission denied"),
+    "open files": OSError(errno.EMFILE, "Too many open files"),
+    "disk": OSError(errno.EIO, "Input/output error"),
+    "memory": MemoryError(),
+    "mapping": SafetensorError("Error while mapping: Cannot allocate memory (os error 12)"),
+}
+
+
+@pytest.mark.parametrize("fault", NOT_THE_FILE)
+@pytest.mark.parametrize("call", ["_checksum", "safe_open"])
+def test_what_proves_nothing_of_the_file_leaves_it_alone(tmp_path, monkeypatch, caplog, fault, call):
+    """The same of shards and of feature maps: not found while it lasts, there again afterwards, one warning."""
+    import duotune.training.cache as cache_module
+    import duotune.training.detection_features as maps_module
+
+    keys, rows = some(5)
+    cache, store = FeatureCache(tmp_path / "features"), MapStore(10**6, tmp_path / "maps")
+    cache.put("space", keys, rows)
+    maps = [torch.ones(2, 3, 3), torch.zeros(2, 2, 2)]
+    assert store.put("space/a", maps) and store.put("space/b", maps)
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    assert len(files) == 3
+
+    def fail(*_, **__):
+        raise NOT_THE_FILE[fault]
+
+    with monkeypatch.context() as patch:
+        for module in (cache_module, maps_module):
+            patch.setattr(module, call, fail)
+        assert not cache.get("space", keys)[1].any() and not cache.get("space", keys)[1].any()
+        assert store.get("space/a") is None and store.get("space/b") is None
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")} == files
+    assert cache.statistics.corrupt == 0 and store.corrupt == 0
+    told = [record.message for record in caplog.records]
+    assert len(told) == 2 and all("the file is left alone" in line for line in told)
+    assert cache.get("space", keys)[1].all()
+    assert all(torch.equal(a, b) for a, b in zip(store.get("space/a"), maps))
+
+
+def test_a_file_whose_time_cannot_be_set_is_used_all_the_same(tmp_path, monkeypatch):
+    """As in a cache that belongs to somebody else, or on a disk mounted read-only."""
+    keys, rows = some(5)
+    cache, store = FeatureCache(tmp_path / "features"), MapStore(10**6, tmp_path / "maps")
+    cache.put("space", keys, rows)
+    store.put("space/a", [torch.ones(2, 3, 3)])
+
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert cache.get("space", keys)[1].all() and torch.equal(store.get("space/a")[0], torch.ones(2, 3, 3))

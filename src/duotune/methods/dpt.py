@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import DualEncoder
 from ..errors import ConfigError
+from ..processes import mean_over_processes
 from ..prompts.class_aware import AuxiliaryHead, ClassAwarePrompts
 from .base import ClassifierOutput, ImageBatch, Method, ParamGroup, Progress
 from .common import cosine_logits, frozen_image_features, template_features, unit
@@ -159,7 +160,8 @@ class DPT(Method):
         found, slot = hits.any(1), hits.int().argmax(1)
         own = attended.gather(2, slot.view(-1, 1, 1, 1).expand(-1, attended.shape[1], 1, attended.shape[3]))
         each = [F.cross_entropy(head(own[:, i, 0]), labels, reduction="none") for i, head in enumerate(self.aux)]
-        return (torch.stack(each) * found).sum() / (found.sum() * len(each)).clamp(min=1)
+        count = mean_over_processes(found.sum().float(), least=1.0)  # of images whose class is a candidate
+        return (torch.stack(each) * found).sum() / (count * len(each))
 
     def param_groups(self) -> list[ParamGroup]:
         lr, warmup = self.config.visual_lr, self.config.visual_warmup_epochs

@@ -84,6 +84,18 @@ class PromptTrainingArguments(TrainingArguments):
             self.eval_strategy = self.save_strategy
         super().__post_init__()
 
+    @property
+    def n_gpu(self) -> int:
+        """Accelerators of this process: 0 or 1. With several, transformers would copy the model to each in every step
+        (`nn.DataParallel`), and such copies have no parameters that a method could hand out; several processes use
+        all."""
+        return min(super().n_gpu, 1)
+
+    @property
+    def gpus_left_out(self) -> int:
+        """Accelerators that this process sees and does not use."""
+        return super().n_gpu - self.n_gpu
+
     def faults(self) -> Iterator[str]:
         """One sentence per setting of ours that does not fit."""
         if not self.num_train_epochs > 0:

@@ -8,7 +8,8 @@ A namespace is a digest of everything that is the same for all images: the backb
 precision, and the transform. A key is a digest of an image's bytes and of the view it is shown in.
 
 - Bounded: beyond `max_bytes` the shards least recently used are deleted.
-- Corruption is detected: a shard whose checksum does not match is deleted, counted, and computed anew.
+- Corruption is detected: a shard whose checksum does not match is deleted, counted, and computed anew. One that the
+  system does not give at the moment is passed over and left alone.
 - Concurrent writers are safe: a shard is written beside its place and renamed, under a name of its own;
   readers take a shard that has just been deleted for a miss.
 - A cache that cannot be written (no space, read-only) costs time, not the run: it warns once.
@@ -16,6 +17,7 @@ precision, and the transform. A key is a digest of an image's bytes and of the v
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -87,7 +89,7 @@ class FeatureCache:
             raise ConfigError(f"max_bytes must be above 0, not {max_bytes}")
         self.folder, self.max_bytes = Path(folder), max_bytes
         self.statistics = CacheStatistics()
-        self._warned = False
+        self._warned = self._told = False
 
     @staticmethod
     def namespace(*parts: Any) -> str:
@@ -158,10 +160,8 @@ class FeatureCache:
         try:
             with safe_open(path, framework="numpy") as file:
                 return [bytes(k) for k in file.get_tensor("keys")]
-        except FileNotFoundError:
-            return None
-        except (SafetensorError, OSError, ValueError) as error:
-            self._discard(path, error)
+        except FAULTS as error:
+            self._pass_over(path, error)
             return None
 
     def _read_features(self, path: Path) -> np.ndarray | None:
@@ -171,22 +171,22 @@ class FeatureCache:
             keys, features = tensors["keys"], tensors["features"]
             if _checksum(keys, features) != tensors["checksum"].tobytes():
                 raise ValueError("checksum does not match")
-            os.utime(path)  # recently used
-        except FileNotFoundError:
+        except FAULTS as error:
+            self._pass_over(path, error)
             return None
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            self._discard(path, error)
-            return None
+        mark_used(path)
         self.statistics.bytes_read += len(payload)
         return features
 
-    def _discard(self, path: Path, error: Exception) -> None:
-        logger.warning("the feature cache's %s is corrupt (%s); its features are computed anew", path, error)
-        self.statistics.corrupt += 1
-        try:
-            path.unlink(missing_ok=True)
-        except OSError:
-            pass
+    def _pass_over(self, path: Path, error: Exception) -> None:
+        if proves_broken(error):
+            logger.warning("the feature cache's %s is corrupt (%s); its features are computed anew", path, error)
+            self.statistics.corrupt += 1
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        elif not isinstance(error, FileNotFoundError) and not self._told:  # another process may have deleted it
+            self._told = True
+            logger.warning("cannot read %s (%s); its features are computed anew, the file is left alone", path, error)
 
     def _write_shard(self, namespace: str, keys: Sequence[bytes], features: np.ndarray) -> None:
         packed = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), KEY_BYTES)
@@ -215,6 +215,21 @@ class FeatureCache:
             self.statistics.evicted += 1
             total -= size
         self.statistics.bytes_on_disk = total
+
+
+FAULTS = (SafetensorError, OSError, ValueError, KeyError, MemoryError)
+"""What reading a kept file may raise."""
+
+
+def proves_broken(error: Exception) -> bool:
+    """Whether it is the file's content that cannot be used; rights, memory or a bad disk say nothing of that."""
+    return not isinstance(error, (OSError, MemoryError)) and "os error" not in str(error)
+
+
+def mark_used(path: Path) -> None:
+    """Set a kept file's time to now: the least recently used go first. A file of somebody else's stays as it is."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
 
 
 def _digest(*parts: Any) -> bytes:
@@ -250,7 +265,8 @@ class _HashMemory:
                 break
             except sqlite3.DatabaseError:  # corrupt: it is only a memory, start a new one
                 self._close()
-                self.path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    self.path.unlink(missing_ok=True)
             except OSError as error:
                 self.cannot_write(error)
                 break

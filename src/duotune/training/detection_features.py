@@ -13,6 +13,7 @@ it would without a store. `SizeGroupedSampler` makes such batches rare.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -35,7 +36,7 @@ from ..data.detection.torch_dataset import DetectionDataset
 from ..data.torch_dataset import OverImages
 from ..errors import ConfigError, DataError
 from ..writing import write_bytes
-from .cache import FeatureCache
+from .cache import FAULTS, FeatureCache, mark_used, proves_broken
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,7 @@ class MapStore:
         self._bytes = 0
         self._disk_bytes: int | None = None  # bytes, as far as this run knows
         self._ours: set[str] = set()  # keys of this run: they make no room for each other
-        self._full = False
+        self._full = self._told = False
 
     @property
     def on_disk(self) -> bool:
@@ -75,7 +76,7 @@ class MapStore:
     def get(self, key: str) -> Maps | None:
         """The maps of a picture, as of `Detector.encode_image` without the batch axis.
 
-        None if they are not there, or their file is damaged.
+        None if they are not there, or their file is damaged (it is deleted) or cannot be read now (it is left alone).
         """
         if not self.on_disk:
             return self._held.get(key)
@@ -86,15 +87,21 @@ class MapStore:
                 checksum = int((file.metadata() or {})["checksum"])
             if _checksum(maps) != checksum:
                 raise ValueError("checksum does not match")
-            os.utime(path)  # recently used
-        except FileNotFoundError:
+        except FAULTS as error:
+            self._pass_over(path, error)
             return None
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+        mark_used(path)
+        return maps
+
+    def _pass_over(self, path: Path, error: Exception) -> None:
+        if proves_broken(error):
             self.corrupt += 1
             logger.warning("the kept feature maps %s are corrupt (%s); they are computed anew", path, error)
-            path.unlink(missing_ok=True)
-            return None
-        return maps
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+        elif not isinstance(error, FileNotFoundError) and not self._told:  # another process may have deleted it
+            self._told = True
+            logger.warning("cannot read %s (%s); its maps are computed anew, the file is left alone", path, error)
 
     def put(self, key: str, maps: Maps) -> bool:
         """Keep the maps of a picture; False if there is no room for them."""

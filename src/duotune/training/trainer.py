@@ -126,7 +126,6 @@ class PromptTrainer(Trainer):
         if isinstance(train_dataset, FeatureDataset):
             args.dataloader_num_workers, args.dataloader_prefetch_factor = 0, None  # nothing to decode
             args.dataloader_persistent_workers = False
-        self._steps_per_epoch = 1
         super().__init__(
             model=model,
             args=args,
@@ -202,20 +201,27 @@ class PromptTrainer(Trainer):
     @property
     def progress(self) -> Progress:
         """The epoch of the coming step, and how many there are."""
-        return Progress(min(self.state.global_step // self._steps_per_epoch, self.num_epochs - 1), self.num_epochs)
+        return Progress(min(self.state.global_step // self.steps_per_epoch, self.num_epochs - 1), self.num_epochs)
 
     @property
     def num_epochs(self) -> int:
         if self.args.max_steps > 0:
-            return math.ceil(self.args.max_steps / self._steps_per_epoch)
+            return math.ceil(self.args.max_steps / self.steps_per_epoch)
         return math.ceil(self.args.num_train_epochs)
 
-    # data
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the optimizer in which every training image is seen once; 1 if that length is not known."""
+        if not hasattr(self.train_dataset, "__len__"):
+            return 1
+        args, per_step = self.args, self._train_batch_size
+        if not args.accelerator_config.split_batches:
+            per_step *= args.world_size
+        batches = len(self.train_dataset) / per_step
+        batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+        return max(1, math.ceil(batches / args.gradient_accumulation_steps))
 
-    def get_train_dataloader(self) -> DataLoader:
-        loader = super().get_train_dataloader()
-        self._steps_per_epoch = max(1, math.ceil(len(loader) / self.args.gradient_accumulation_steps))
-        return loader
+    # data
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         dataset = train_dataset if train_dataset is not None else self.train_dataset
@@ -236,7 +242,7 @@ class PromptTrainer(Trainer):
         if self.lr_scheduler is None:
             optimizer = optimizer or self.optimizer
             groups = self.model.method.param_groups()
-            self.lr_scheduler = epoch_schedule(optimizer, groups, self.num_epochs, self._steps_per_epoch)
+            self.lr_scheduler = epoch_schedule(optimizer, groups, self.num_epochs, self.steps_per_epoch)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -257,7 +263,7 @@ class PromptTrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if "loss" in logs:
-            epoch = max(0, self.state.global_step - 1) // self._steps_per_epoch  # of the step just made
+            epoch = max(0, self.state.global_step - 1) // self.steps_per_epoch  # of the step just made
             groups = self.model.method.param_groups()
             logs = {**logs, **{f"learning_rate_{g.name}": learning_rate(g, epoch, self.num_epochs) for g in groups}}
         super().log(logs, *args, **kwargs)
@@ -311,6 +317,11 @@ class PromptTrainer(Trainer):
             for group in self.model.method.param_groups()
             if group.warmup_epochs >= epochs
         ]
+        if (seen := self.args.gpus_left_out) and self.args.world_size == 1:
+            found.append(
+                f"this process trains on one of the {seen + 1} GPUs that it sees; "
+                f"`torchrun --nproc_per_node {seen + 1} -m duotune train` trains on all"
+            )
         return [*found, *self.model.method.config.remarks(epochs)]
 
     def _where_to_go_on(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...processes import mean_over_processes
 from .boxes import centers, decode_boxes, encode_boxes, pairwise_iou
 
 MIN_INSIDE = 0.01  # pixels by which a positive anchor's centre lies within its box
@@ -120,18 +121,6 @@ def centerness_targets(deltas: Tensor, anchors: Tensor) -> Tensor:
     return (torch.minimum(before, behind) / torch.maximum(before, behind)).prod(1).sqrt()
 
 
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Average of a scalar over the processes of a distributed run that learns; the value itself otherwise.
-
-    Without gradients no process waits for others: a loss that is only looked at may be computed in one of them.
-    """
-    if not (torch.is_grad_enabled() and torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return value
-    value = value.detach().clone()
-    torch.distributed.all_reduce(value)
-    return value / torch.distributed.get_world_size()
-
-
 def detection_losses(
     token_logits: Tensor,
     box_deltas: Tensor,
@@ -152,17 +141,17 @@ def detection_losses(
     token_logits, box_deltas, centerness = token_logits.float(), box_deltas.float(), centerness.float()
     matched = torch.stack([t.matched for t in targets])
     positive = matched >= 0
-    count = mean_over_processes(positive.sum().float()).clamp(min=1.0)
+    count = mean_over_processes(positive.sum().float(), least=1.0)
     focal = token_focal_loss(token_logits, torch.stack([t.tokens for t in targets]), alpha, gamma)
     token_loss = (focal * (text_mask != 0)[:, None, :]).sum() / count
 
     deltas = torch.stack([t.deltas for t in targets])[positive]
     chosen = anchors.expand(len(targets), -1, -1)[positive]
     weight = centerness_targets(deltas, chosen)
-    total = mean_over_processes(weight.sum())
+    total = mean_over_processes(weight.sum(), least=torch.finfo(weight.dtype).tiny)
     boxes = giou_loss(decode_boxes(box_deltas[positive], chosen), decode_boxes(deltas, chosen))
     # Without positives both sums are of empty tensors: 0, and the total must not divide them.
-    box_loss = (boxes * weight).sum() / total.clamp(min=torch.finfo(total.dtype).tiny)
+    box_loss = (boxes * weight).sum() / total
     centre_loss = F.binary_cross_entropy_with_logits(centerness[positive], weight, reduction="sum") / count
     return {
         "loss_token": token_loss,

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..glip.losses import mean_over_processes, token_focal_loss
+from ...processes import mean_over_processes
+from ..glip.losses import token_focal_loss
 
 UNLIKELY = 1e9
 """Cost in place of one that is no finite number: such a pair is matched where there is no other."""
@@ -163,7 +164,7 @@ def detection_losses(
     """
     boxes = _wide(layers[-1].boxes)
     targets = [Target(target.boxes.to(boxes), target.tokens.to(boxes)) for target in targets]
-    count = mean_over_processes(boxes.new_tensor(sum(len(t.boxes) for t in targets))).clamp(min=1)
+    count = mean_over_processes(boxes.new_tensor(sum(len(t.boxes) for t in targets)), least=1)
     of = lambda prediction: output_losses(prediction, targets, text_mask, weights, count)
     losses = dict(zip(("loss_token", "loss_box", "loss_giou"), of(layers[-1])))
     if len(layers) > 1:
