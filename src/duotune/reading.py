@@ -23,6 +23,7 @@ import codecs
 import json
 import lzma
 import os
+import re
 import reprlib
 import stat
 import zipfile
@@ -361,7 +362,23 @@ def member_name(info: zipfile.ZipInfo) -> str:
             name = name.encode("cp437").decode("utf-8")
         except UnicodeError:
             pass
-    return name.replace("\\", "/")
+    name = name.replace("\\", "/")
+    return re.sub(r"(?<=/)(\./|/)+|^(\./+)+", "", name)  # "./a//b" is "a/b"
+
+
+def has_unknown_letters(info: zipfile.ZipInfo) -> bool:
+    """Whether the name of a member has letters in a code page that the archive does not tell."""
+    if info.flag_bits & 0x800 or info.filename.isascii():
+        return False
+    try:
+        stored = info.filename.encode("cp437")  # undoes what zipfile takes for granted
+    except UnicodeEncodeError:
+        return False  # from a second, Unicode field
+    try:
+        stored.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False
 
 
 class Archive:
@@ -370,6 +387,8 @@ class Archive:
     Attributes:
         path: of the archive.
         names: of its files, in the archive's order, with "/" between folders; see `member_name`.
+        folders: of its own entries for folders, which end with "/"; few archives have one for each folder.
+        unclear: those names whose letters are not known; see `has_unknown_letters`.
 
     Args:
         path: of a regular file.
@@ -391,6 +410,8 @@ class Archive:
         except Exception as fault:  # a broken directory fails with whatever the broken field leads to
             raise error(f"cannot read the zip archive {self.path}: {because(fault)}; expected {what}") from fault
         self._members: dict[str, zipfile.ZipInfo] = {}
+        self.folders: list[str] = []
+        self.unclear: set[str] = set()
         try:
             self._list()
         except BaseException:
@@ -404,12 +425,15 @@ class Archive:
             raise self._error(f"{self.path} holds {len(members):,} files; the limit is {MAX_MEMBERS:,}")
         for info in members:
             name = member_name(info)
-            if name.endswith("/"):
-                continue
+            if has_unknown_letters(info):
+                self.unclear.add(name)
             if name.startswith("/") or name[1:3] == ":/" or ".." in name.split("/"):
                 raise self._error(
                     f"{self.path} holds {shown(name)}, a name that leaves the archive; pack the folder again"
                 )
+            if name.endswith("/"):
+                self.folders.append(name)
+                continue
             same = self._members.setdefault(name, info)
             if (same.CRC, same.file_size) != (info.CRC, info.file_size):
                 raise self._error(f"{self.path} holds {shown(name)} twice, with different contents; pack it again")

@@ -59,11 +59,11 @@ def test_csv_with_numbers(table):
 @pytest.mark.parametrize(
     "text, match",
     [
-        ("file,label\na,b\n", r"lacks the columns \['path'\]; expected path,label.*found \['file', 'label'\]"),
+        ("photo,label\na,b\n", r"lacks the columns \['path'\]; expected path,label.*found \['photo', 'label'\]"),
         ("", "lacks the columns"),
         ("path,label\n", "a header but no rows"),
         ("path,label\nimages/0.png,\n", "line 2: path and label must not be empty"),
-        ("path,label,split\nimages/0.png,cat,dev\n", "line 2: split must be train, val or test, not 'dev'"),
+        ("path,label,split\nimages/0.png,cat,late\n", "line 2: split must be train, val or test, not 'late'"),
         (
             "path,label\nimages/0.png,cat\nimages/x.png,cat\nimages/y.png,cat\n",
             "names 2 of 3 pictures that are absent: .*x.png",

@@ -176,3 +176,13 @@ def test_broken_archive(tmp_path):
     (tmp_path / "bad.zip").write_bytes(b"PK not really")
     with pytest.raises(DataError, match="cannot read the zip archive .*bad.zip"):
         load_dataset(tmp_path / "bad.zip")
+
+
+def test_test_pictures_stay_whichever_classes_there_are_and_in_whatever_order(class_folders):
+    counts = {"ape": 9, "bee": 12, "cat": 10, "dog": 11}
+    kept = lambda data: {i.short_key for i in data.test if "ape" not in i.key}
+    data = load_dataset(class_folders("a/pics", counts))
+    backwards = class_folders("b/pics", counts)
+    (backwards / "dataset.json").write_text(json.dumps({"class_names": sorted(counts)[::-1]}))
+    fewer = class_folders("c/pics", {name: count for name, count in counts.items() if name != "ape"})
+    assert kept(load_dataset(backwards)) == kept(data) == kept(load_dataset(fewer)) and len(kept(data)) == 10

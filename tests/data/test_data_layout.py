@@ -1,22 +1,17 @@
-"""What names mean: splits, junk, Unicode, entries of zip archives."""
+"""What names mean: splits, junk, Unicode."""
 
-import io
 import unicodedata
-import zipfile
 
 import pytest
 
 from duotune.data.layout import (
     FileFinder,
-    archive_entries,
     find_file,
-    has_unknown_letters,
     is_junk,
     same_name,
     split_of,
     unwrap,
 )
-from duotune.errors import DataError
 
 NFC, NFD = "caf\u00e9", unicodedata.normalize("NFD", "caf\u00e9")
 
@@ -79,45 +74,3 @@ def test_each_folder_is_listed_once(tmp_path, monkeypatch):
     find = FileFinder(tmp_path)
     assert [find(f"x/{i}.jpg") is not None for i in range(7)] == [True] * 5 + [False] * 2
     assert calls == [tmp_path / "x"]
-
-
-def archive(names, raw=()):
-    """A zip in memory; `raw`: names as bytes, without the mark of UTF-8."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as made:
-        for name in names:
-            made.writestr(name, b"x")
-        for number, name in enumerate(raw):  # a stand-in of the same length, then its bytes
-            made.writestr(f"{number}" * len(name), b"x")
-    content = file.getvalue()
-    for number, name in enumerate(raw):
-        content = content.replace(f"{number}".encode() * len(name), name)
-    return zipfile.ZipFile(io.BytesIO(content))
-
-
-def test_entries_have_slashes_and_no_junk():
-    names = ["pics\\cat\\1.png", "./pics/dog//2.png", "pics/fox/", "__MACOSX/pics/cat/._1.png", "pics/.DS_Store"]
-    assert list(archive_entries(archive(names))) == ["pics/cat/1.png", "pics/dog/2.png", "pics/fox/"]
-
-
-def test_names_without_the_mark_of_utf8():
-    raw = [f"{NFC}/1.png".encode(), "\u732b/2.png".encode(), f"{NFC}/3.png".encode("latin-1")]
-    entries = archive_entries(archive(["m\u00fcll/4.png"], raw))
-    names = list(entries)
-    assert names[:3] == ["m\u00fcll/4.png", f"{NFC}/1.png", "\u732b/2.png"]
-    assert [has_unknown_letters(info) for info in entries.values()] == [False, False, False, True]
-
-
-@pytest.mark.parametrize("name", ["/etc/x.png", "../x.png", "a/../../x.png", "..\\x.png", "C:\\pics\\x.png"])
-def test_names_that_lead_out_are_refused(name):
-    with pytest.raises(DataError, match="leads out of the archive; expected relative names"):
-        archive_entries(archive(["cat/1.png", name]))
-
-
-def test_doubled_names_are_refused():
-    with pytest.warns(UserWarning, match="Duplicate name"):
-        doubled = archive(["cat/1.png", "cat/1.png"])
-    with pytest.raises(DataError, match="two entries 'cat/1.png'"):
-        archive_entries(doubled)
-    with pytest.raises(DataError, match="two entries 'cat/1.png'"):
-        archive_entries(archive(["cat/1.png", "cat\\1.png"]))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from duotune.data import ClassificationData, ImageItem
-from duotune.data.sampling import few_shot, split, spread
+from duotune.data.sampling import few_shot, shuffled, split, spread
 from duotune.errors import ConfigError, DataError
 
 
@@ -12,6 +12,9 @@ def items(counts, root="/data", tag="train"):
     return tuple(
         ImageItem(Path(root) / tag / str(y) / f"{i:03d}.jpg", y) for y, n in enumerate(counts) for i in range(n)
     )
+
+
+NAMES = tuple(f"class {y}" for y in range(5))
 
 
 def make(counts=(20, 30, 25), val=(6, 2, 9), root="/data"):
@@ -88,13 +91,38 @@ def test_spread_takes_items_at_even_distances_with_both_ends():
 
 def test_split_is_stratified_disjoint_complete():
     whole = items((100, 10, 3, 2, 1))
-    train, val, test = split(whole, 0.2, 0.3, seed=0)
+    train, val, test = split(whole, NAMES, 0.2, 0.3, seed=0)
     assert sorted(train + val + test, key=lambda i: i.key) == sorted(whole, key=lambda i: i.key)
     count = lambda part: [sum(i.label == y for i in part) for y in range(5)]
     assert (count(train), count(val), count(test)) == ([50, 5, 1, 1, 1], [20, 2, 1, 0, 0], [30, 3, 1, 1, 0])
-    assert split(whole, 0.2, 0.3, seed=0) == (train, val, test)
-    assert split(whole, 0.2, 0.3, seed=1) != (train, val, test)
-    assert split(whole, 0.0, 0.0)[1:] == ([], [])
+    assert split(whole, NAMES, 0.2, 0.3, seed=0) == (train, val, test)
+    assert split(whole, NAMES, 0.2, 0.3, seed=1) != (train, val, test)
+    assert split(whole, NAMES, 0.0, 0.0)[1:] == ([], [])
     for shares in ((0.5, 0.5), (-0.1, 0.2)):
         with pytest.raises(ConfigError, match="less than 1"):
-            split(whole, *shares)
+            split(whole, NAMES, *shares)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_classs_split_depends_on_its_own_name_and_files_alone(seed):
+    """Whichever other classes there are, in whatever order, and wherever its label then lies."""
+    own = [ImageItem(Path(f"/data/cat/{i:02d}.jpg"), 0) for i in range(20)]
+    other = [ImageItem(Path(f"/data/dog/{i:02d}.jpg"), 1) for i in range(13)]
+    keys = lambda parts: [[item.short_key for item in part if "cat/" in item.key] for part in parts]
+    alone = keys(split(own, ["cat"], seed=seed))
+    for classes in (["cat", "dog"], ["dog", "cat"], ["ape", "dog", "cat"]):
+        items = [ImageItem(i.path, classes.index("cat")) for i in own]
+        items += [ImageItem(i.path, classes.index("dog")) for i in other]
+        random.Random(seed).shuffle(items)
+        assert keys(split(items, classes, seed=seed)) == alone
+    assert [keys([part])[0] for part in split(own, ["fox"], seed=seed)] != alone  # classes are drawn independently
+    spelled = [keys(split(own, [name], seed=seed)) for name in ("red fox", "red_fox", " red  fox")]
+    assert spelled[0] == spelled[1] == spelled[2]
+
+
+def test_rows_of_a_saved_data_set_count_by_their_order():
+    """Row numbers grow with the rows of other classes in front; how many digits they have must not matter."""
+    near = [ImageItem(Path("/data"), 0, str(row)) for row in range(5, 25)]
+    far = [ImageItem(Path("/data"), 0, str(row + 95)) for row in range(5, 25)]
+    for draw in (lambda items: split(items, ["cat"])[2], lambda items: shuffled(items, 1, "train", "cat")):
+        assert [int(item.member) + 95 for item in draw(near)] == [int(item.member) for item in draw(far)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import ClassNamesError, ConfigError, DataError
+from .layout import plain_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +104,21 @@ def images_per_split(data: object) -> str:
     return ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test") if getattr(data, s)) or "none"
 
 
-def clean_class_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Class names as prompts read them: underscores become spaces, outer and double spaces go.
+def clean_class_name(name: str) -> str:
+    """A class name as prompts read it: underscores become spaces, outer and double spaces go, accents are stored in
+    one way (NFC)."""
+    return plain_name(" ".join(name.replace("_", " ").split()))
 
-    Raises ClassNamesError if a name is empty or two names are equal afterwards.
+
+def clean_class_names(names: Iterable[str]) -> tuple[str, ...]:
+    """Class names as prompts read them, see `clean_class_name`.
+
+    Raises ClassNamesError if a name is empty or no valid Unicode, or two names are equal afterwards.
     """
     originals = [str(name) for name in names]
-    cleaned = tuple(" ".join(name.replace("_", " ").split()) for name in originals)
+    cleaned = tuple(map(clean_class_name, originals))
+    if broken := [name for name in originals if any("\ud800" <= letter <= "\udfff" for letter in name)]:
+        raise ClassNamesError(f"class names must be Unicode, and {broken[0]!r} is not; rename it (folders: in UTF-8)")
     if not all(cleaned):
         raise ClassNamesError(f"class names must not be empty; number {cleaned.index('')} of {len(cleaned)} is")
     if len(set(cleaned)) < len(cleaned):

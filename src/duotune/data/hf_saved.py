@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import DataError
 from ..reading import MAX_DESCRIPTION_BYTES, because, read_json
 from .base import ClassificationData, ImageItem, make_data
-from .image_folder import SPLIT_FOLDERS
+from .layout import split_of
 from .sampling import split
 
 
@@ -98,24 +98,26 @@ def read_hf_saved(
     if not is_saved_dataset(path):
         raise DataError(f"{path} was not written by save_to_disk: neither dataset_dict.json nor state.json is in it")
     if (path / "state.json").is_file():
-        names, items = _items(path, label_column)
-        parts = dict(zip(("train", "val", "test"), split(items, val_share, test_share, seed)))
+        names, undecided = _items(path, label_column)
+        parts = {}
     else:
         try:
             saved = read_json(path / "dataset_dict.json", limit=MAX_DESCRIPTION_BYTES)["splits"]
         except (KeyError, TypeError) as error:
             raise DataError(f"{path / 'dataset_dict.json'} does not list splits: {error!r}") from error
-        known = [kind for kind in saved if kind in SPLIT_FOLDERS]
-        if not known or len({SPLIT_FOLDERS[kind] for kind in known}) < len(known):
+        known = [kind for kind in saved if split_of(kind)]
+        if not known or len({split_of(kind) for kind in known}) < len(known):
             raise DataError(f"{path}: expected splits train, validation (or val), test; found {saved}")
-        names, parts = [], {}
+        names, parts, undecided = [], {}, []
         for kind in known:
             found, items = _items(path / kind, label_column)
             if names and found != names:
                 raise DataError(f"{path}: split {kind!r} has other class names than {known[0]!r}")
-            names, parts[SPLIT_FOLDERS[kind]] = found, items
+            names, parts[split_of(kind)] = found, items
     if class_names is not None and len(class_names) != len(names):
         raise DataError(f"{path} has {len(names)} classes, but class_names has {len(class_names)}")
+    if undecided:
+        parts = dict(zip(("train", "val", "test"), split(undecided, class_names or names, val_share, test_share, seed)))
     return make_data(
         name or path.resolve().name,
         class_names or names,

@@ -4,8 +4,13 @@
     NAME/val/CLASS/*.jpg      or    (split by seed)
     NAME/test/CLASS/*.jpg
 
-`val` may be called `valid` or `validation`; `val` and `test` may be absent. A class folder may hold further folders.
-Files that are no pictures by extension, and hidden ones, are ignored. An archive may wrap all of it in one folder.
+A split has any usual name ("Train", "training_set", "valid", "dev", "testing"; `layout.split_of`); `val` and `test`
+may be absent. Labels follow the class folders' names, in all splits alike. A class folder may hold further folders.
+Folders that wrap all of it do not count. Files that are no pictures by extension, hidden ones, and what systems leave
+behind (`__MACOSX`, `Thumbs.db`) are ignored.
+
+A folder in Hugging Face's layout, with `metadata.csv` or `metadata.jsonl`, is read by `metadata`. Whatever leaves
+open which folders are the classes is refused.
 
 An optional `dataset.json` at the top may say
 
@@ -20,94 +25,43 @@ from 0. Without it, classes are the folder names in sorted order. Other keys are
 
 from __future__ import annotations
 
-import json
-import os
-import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import DataError
-from .base import ClassificationData, ImageItem, clean_class_names, first_few, make_data
-from .images import is_image_name
+from ..reading import parse_json
+from .base import ClassificationData, clean_class_name, clean_class_names, first_few, make_data
+from .layout import plain_name, split_of
+from .listing import Listing, list_archive, list_folder
+from .metadata import METADATA, read_metadata
 from .sampling import split
 
-SPLIT_FOLDERS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+SPLITS = ("train", "val", "test")
 DESCRIPTION = "dataset.json"
+EXPECTED = "expected train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg or CLASS/*.jpg"
+CONTAINERS = frozenset("images imgs img jpegimages annotations labels".split())
+"""Folder names that say what is inside, and so are no classes."""
+NO_CLASSES = CONTAINERS | set("image data masks mask photos pictures unlabeled unlabelled predict pred".split())
+"""Folder names that may be classes beside others, and are none where nothing else is there."""
 
 
-@dataclass
-class Listing:
-    """What a folder or archive holds.
+class Entry(NamedTuple):
+    """One picture: its split ("" if undecided), its class folder (NFC) and its name in the listing."""
 
-    Attributes:
-        source: the folder or the archive.
-        images: paths of all pictures below it, with "/", sorted.
-        description: the parsed `dataset.json`, {} without one.
-        prefix: name of the one folder that an archive wraps everything in, with "/"; else "".
-    """
-
-    source: Path
-    images: list[str]
-    description: dict[str, Any]
-    prefix: str = ""
-
-    def item(self, image: str, label: int) -> ImageItem:
-        if self.source.is_dir():
-            return ImageItem(self.source / image, label)
-        return ImageItem(self.source, label, self.prefix + image)
+    split: str
+    folder: str
+    image: str
 
 
-def walk_images(folder: Path) -> list[str]:
-    """Sorted relative paths of all pictures below a folder; links are followed, loops are not."""
-    found: list[str] = []
-    visited: set[str] = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(root)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(root).relative_to(folder).as_posix()
-        found += [name if inside == "." else f"{inside}/{name}" for name in files if is_image_name(name)]
-    return sorted(found)
-
-
-def _parse_description(text: bytes | str, where: str) -> dict[str, Any]:
-    try:
-        description = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{where} is not valid JSON: {error}") from error
+def _read_description(listing: Listing) -> dict[str, Any]:
+    if DESCRIPTION not in listing.files:
+        return {}
+    where = listing.where(DESCRIPTION)
+    description = parse_json(listing.read(DESCRIPTION), where)
     if not isinstance(description, dict):
         raise DataError(f"{where} must hold a JSON object, not a {type(description).__name__}")
     return description
-
-
-def list_folder(folder: Path) -> Listing:
-    file = folder / DESCRIPTION
-    description = _parse_description(file.read_bytes(), str(file)) if file.is_file() else {}
-    return Listing(folder, walk_images(folder), description)
-
-
-def list_archive(path: Path) -> Listing:
-    """Raises DataError if `path` is no zip archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if not n.endswith("/") and not n.startswith("__MACOSX/")]
-            images = sorted(n for n in names if is_image_name(n) and not any(p.startswith(".") for p in n.split("/")))
-            tops = {n.split("/")[0] for n in images}
-            prefix = ""
-            if len(tops) == 1 and not tops & SPLIT_FOLDERS.keys() and all(n.count("/") >= 2 for n in images):
-                prefix = f"{tops.pop()}/"
-            inner = prefix + DESCRIPTION
-            if inner not in names and DESCRIPTION in names:
-                inner, prefix = DESCRIPTION, ""
-            text = archive.read(inner) if inner in names else b"{}"
-    except (OSError, zipfile.BadZipFile, RuntimeError) as error:  # RuntimeError: encrypted
-        raise DataError(f"cannot read the zip archive {path}: {error}; expected class folders in a zip") from error
-    return Listing(path, [n.removeprefix(prefix) for n in images], _parse_description(text, f"{path}::{inner}"), prefix)
 
 
 def _label_folders(folders: Sequence[str], named: Any, where: str) -> tuple[dict[str, int], list[str]]:
@@ -115,11 +69,11 @@ def _label_folders(folders: Sequence[str], named: Any, where: str) -> tuple[dict
     if named is None:
         return {folder: label for label, folder in enumerate(folders)}, list(folders)
     if isinstance(named, dict):
-        labels, names = {folder: label for label, folder in enumerate(named)}, list(named.values())
+        labels, names = {plain_name(folder): label for label, folder in enumerate(named)}, list(named.values())
     elif isinstance(named, (list, tuple)) and all(isinstance(name, str) for name in named):
         names = list(named)
         by_name = {name: label for label, name in enumerate(clean_class_names(names))}
-        labels = {f: by_name[clean] for f, clean in zip(folders, map(_clean, folders)) if clean in by_name}
+        labels = {f: by_name[clean] for f, clean in zip(folders, map(clean_class_name, folders)) if clean in by_name}
         if not labels and all(f.isdecimal() and int(f) < len(names) for f in folders):
             labels = {f: int(f) for f in folders}
     else:
@@ -127,10 +81,6 @@ def _label_folders(folders: Sequence[str], named: Any, where: str) -> tuple[dict
     if unknown := [folder for folder in folders if folder not in labels]:
         raise DataError(f"{where}: class_names does not name the class folders {first_few(unknown)}")
     return labels, names
-
-
-def _clean(folder: str) -> str:
-    return " ".join(folder.replace("_", " ").split())
 
 
 def read_image_folder(
@@ -152,48 +102,28 @@ def read_image_folder(
         name, class_names, template, templates: instead of what `dataset.json` says.
 
     Raises:
-        DataError: path absent, no class folders, a class without pictures, a faulty `dataset.json`, or pictures with
-            COCO annotations.
+        DataError: path absent, no class folders, folders that leave open what the classes are, a class without
+            pictures, a faulty `dataset.json`, or pictures with COCO annotations.
         ClassNamesError: two folders read the same.
     """
     path = Path(path)
     if not path.exists():
         raise DataError(f"no such file or folder: {path}; expected train/, val/, test/ or one folder per class in it")
     listing = list_folder(path) if path.is_dir() else list_archive(path)
-    say = lambda key, given, default: given if given is not None else listing.description.get(key, default)
-    expected = "expected train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg or CLASS/*.jpg"
+    listing = listing.unwrapped(lambda top: split_of(top) is None, stops=(DESCRIPTION, *METADATA))
+    description = _read_description(listing)
+    say = lambda key, given, default: given if given is not None else description.get(key, default)
+    named = say("class_names", class_names, None)
 
-    tops = {image.split("/")[0] for image in listing.images if "/" in image}
-    deep = {image.split("/")[0] for image in listing.images if image.count("/") >= 2}
-    in_splits = {top for top in deep if top in SPLIT_FOLDERS}
-    if not in_splits:
-        _refuse_other_layouts(path, tops)
-    if not tops:
-        loose = f"{len(listing.images)} pictures lie outside class folders" if listing.images else "no pictures"
-        raise DataError(f"{path} has no class folders with pictures ({loose}); {expected}")
-
-    entries: list[tuple[str, str, str]] = []  # split ("" if undecided), class folder, image
-    if in_splits:
-        if beside := sorted(tops - in_splits):
-            raise DataError(f"{path} has {sorted(in_splits)} but also pictures in {first_few(beside)}; {expected}")
-        if len(vals := sorted(top for top in in_splits if SPLIT_FOLDERS[top] == "val")) > 1:
-            raise DataError(f"{path} has several validation folders, {vals}; keep one")
-        for image in listing.images:
-            parts = image.split("/")
-            if len(parts) >= 3:
-                entries.append((SPLIT_FOLDERS[parts[0]], parts[1], image))
-        folders = _class_folders(listing, in_splits)
+    told = read_metadata(listing, named)
+    if told is not None:
+        names, parts = told
     else:
-        entries = [("", image.split("/")[0], image) for image in listing.images if "/" in image]
-        folders = _class_folders(listing, {""})
-
-    labels, names = _label_folders(folders, say("class_names", class_names, None), str(path))
-    parts = {
-        kind: [listing.item(im, labels[f]) for s, f, im in entries if s == kind] for kind in ("train", "val", "test")
-    }
-    if not in_splits:
-        undecided = [listing.item(image, labels[folder]) for _, folder, image in entries]
-        parts = dict(zip(("train", "val", "test"), split(undecided, val_share, test_share, seed)))
+        entries, folders = find_classes(path, listing, known=named is not None)
+        labels, names = _label_folders(folders, named, str(path))
+        parts = {kind: [listing.item(im, labels[f]) for s, f, im in entries if s == kind] for kind in ("", *SPLITS)}
+    if undecided := parts.pop(""):
+        parts = dict(zip(SPLITS, split(undecided, names, val_share, test_share, seed)))
     return make_data(
         say("name", name, path.stem if path.is_file() else path.resolve().name),
         names,
@@ -203,29 +133,121 @@ def read_image_folder(
     )
 
 
-def _refuse_other_layouts(path: Path, tops: set[str]) -> None:
-    """Raises DataError where the folders `tops`, which hold pictures directly, are clearly no classes."""
+def find_classes(path: Path, listing: Listing, known: bool = False) -> tuple[list[Entry], list[str]]:
+    """Which folder is each picture's class, and which its split.
+
+    Args:
+        path: for messages.
+        known: the class folders' names are given, so that folders inside them are no question.
+
+    Returns:
+        (the pictures, sorted names of all class folders, empty ones among them: a mistake to be told).
+
+    Raises:
+        DataError: the folders leave open what the classes are.
+    """
+    tops = {image.split("/")[0] for image in listing.images if "/" in image}
+    deep = {image.split("/")[0] for image in listing.images if image.count("/") >= 2}
+    in_splits = {top: kind for top in sorted(deep) if (kind := split_of(top))}
+    if in_splits:
+        _refuse_mixed_splits(path, tops, in_splits)
+        wraps = lambda top, kind: split_of(top) == kind or top.casefold() in CONTAINERS  # train/train/CLASS
+        parts = [
+            (kind, listing.inside(f"{top}/").unwrapped(lambda inner, kind=kind: wraps(inner, kind)))
+            for top, kind in in_splits.items()
+        ]
+    else:
+        _refuse_other_layouts(path, listing, tops, known)
+        parts = [("", listing)]
+
+    entries: list[Entry] = []
+    stored: dict[tuple[str, str], set[str]] = {}  # (split, class) -> its folder as the disk has it
+    for kind, part in parts:
+        shift = part.prefix.removeprefix(listing.prefix)
+        if outside := [shift + image for image in part.images if "/" not in image]:
+            raise DataError(
+                f"{path}: {len(outside)} pictures lie outside class folders: {first_few(outside, 3)}; {EXPECTED}; move "
+                "them into class folders, or away"
+            )
+        for image in part.images:
+            folder = image.split("/")[0]
+            entries.append(Entry(kind, plain_name(folder), shift + image))
+            stored.setdefault((kind, plain_name(folder)), set()).add(folder)
+        for folder in {name.split("/")[0] for name in part.folders}:
+            stored.setdefault((kind, plain_name(folder)), set()).add(folder)
+        if not known:
+            _refuse_folders_of_classes(path, part)
+    _refuse_equal_names(path, stored)
+    return entries, sorted({folder for _, folder in stored})
+
+
+def _refuse_other_layouts(path: Path, listing: Listing, tops: set[str], known: bool) -> None:
+    """Raises DataError where the folders `tops`, which hold pictures, are clearly no classes."""
     from .detection import is_detection_data
 
     if is_detection_data(path):
         raise DataError(f"{path} has COCO annotations, so it is pictures with boxes; load_detection reads it")
-    if tops and all(
-        top.rstrip("0123456789") in SPLIT_FOLDERS for top in tops
-    ):  # COCO's folders are train2017 and the like
+    tables = [file for file in listing.files if file.lower().endswith((".csv", ".tsv")) and file.count("/") < 2]
+    hint = f" (if {listing.where(tables[0])} has columns path,label, give that file)" if tables else ""
+    if not tops:
+        outside = f"{len(listing.images)} pictures lie outside class folders" if listing.images else "no pictures"
+        raise DataError(f"{path} has no class folders with pictures ({outside}); {EXPECTED}{hint}")
+    plain = {top: top.casefold() for top in tops}
+    containers = [top for top in sorted(tops) if plain[top] in CONTAINERS]
+    if not known and (containers or all(split_of(top) or plain[top] in NO_CLASSES for top in tops)):
         one = min(tops)
         raise DataError(
-            f"{path}: pictures lie directly in {first_few(sorted(tops))}, so their classes are not known; sort them "
-            f"into class folders ({one}/CLASS/*.jpg), or name them in a CSV file"
+            f"{path}: pictures lie directly in {first_few(containers or sorted(tops))}, so their classes are not "
+            f"known; sort them into class folders ({one}/CLASS/*.jpg), or name them in a CSV file{hint}"
         )
 
 
-def _class_folders(listing: Listing, splits: set[str]) -> list[str]:
-    """Sorted names of the class folders, empty ones included: an empty class is a mistake to be told."""
-    found = set()
-    for top in splits:
-        prefix, depth = (f"{top}/", 1) if top else ("", 0)
-        inside = (image.split("/") for image in listing.images if image.startswith(prefix))
-        found |= {parts[depth] for parts in inside if len(parts) > depth + 1}
-        if listing.source.is_dir():
-            found |= {f.name for f in (listing.source / top).iterdir() if f.is_dir() and not f.name.startswith(".")}
-    return sorted(found)
+def _refuse_mixed_splits(path: Path, tops: set[str], in_splits: dict[str, str]) -> None:
+    """Raises DataError for pictures beside the splits' folders, and for two folders of one split."""
+    if beside := sorted(tops - set(in_splits)):
+        raise DataError(
+            f"{path} has {sorted(in_splits)} but also pictures in {first_few(beside)}, whose split or classes are not "
+            f"known; {EXPECTED}; move them away, or sort them so"
+        )
+    for kind, what in {"train": "training", "val": "validation", "test": "test"}.items():
+        if len(same := [top for top, k in in_splits.items() if k == kind]) > 1:
+            raise DataError(f"{path} has several {what} folders, {same}; keep one")
+
+
+def _refuse_folders_of_classes(path: Path, part: Listing) -> None:
+    """Raises DataError if folders inside `part`'s folders may be the classes, or splits."""
+    inside: dict[str, set[str]] = {}
+    for image in part.images:
+        top, *others = image.split("/")
+        inside.setdefault(top, set()).add(others[0] if len(others) > 1 else "")
+    for top, names in inside.items():
+        if splits := sorted(name for name in names if split_of(name)):
+            raise DataError(
+                f"{path}: the folder {top!r} holds pictures in {first_few(splits)}, so splits lie inside classes; "
+                f"{EXPECTED}; turn them round"
+            )
+    if inside and not any("" in names for names in inside.values()):
+        for top, names in inside.items():
+            if len(names) > 1:
+                raise DataError(
+                    f"{path}: {top!r} holds no pictures itself, but folders of them ({first_few(sorted(names), 3)}), "
+                    f"so either may be the class; {EXPECTED}; move the inner folders up, or list the outer ones as "
+                    f"class_names in {DESCRIPTION}"
+                )
+
+
+def _refuse_equal_names(path: Path, stored: dict[tuple[str, str], set[str]]) -> None:
+    """Raises DataError for folders that would be one class, or two, by chance."""
+    for (kind, folder), names in stored.items():
+        if len(names) > 1:
+            raise DataError(
+                f"{path} has two folders {folder!r}{f' in {kind}' if kind else ''}, which differ in how their accents "
+                f"are stored alone ({' and '.join(map(ascii, sorted(names)))}); keep one"
+            )
+    kinds: dict[str, dict[str, set[str]]] = {}  # without case -> folder -> its splits
+    for kind, folder in stored:
+        kinds.setdefault(folder.casefold(), {}).setdefault(folder, set()).add(kind)
+    for spellings in kinds.values():
+        if len(spellings) > 1 and len(set().union(*spellings.values())) == sum(map(len, spellings.values())):
+            told = " and ".join(f"{'/'.join([min(k), f])}" for f, k in sorted(spellings.items()))
+            raise DataError(f"{path}: the class folders {told} differ in capitals alone; give them one name")

@@ -2,8 +2,7 @@
 
 - which folder is which split, in every usual spelling;
 - which names a system, an editor or an unpacker left behind (`__MACOSX`, `.ipynb_checkpoints`, `Thumbs.db`);
-- Unicode: a Mac writes "é" as two characters (NFD), most others as one (NFC); equal names are one name;
-- zip archives: names as their writer meant them, with "/" between folders.
+- Unicode: a Mac writes "é" as two characters (NFD), most others as one (NFC); equal names are one name.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-import zipfile
 from pathlib import Path
-
-from ..errors import DataError
 
 SPLIT_NAMES = {
     "train": "train",
@@ -141,64 +137,3 @@ class FileFinder:
 def find_file(folder: str | Path, name: str) -> Path | None:
     """The file `name` in `folder`, however its accents are stored, or None; for many files use `FileFinder`."""
     return FileFinder(folder)(name)
-
-
-# --- zip archives ----------------------------------------------------------------------------------------------------
-
-
-def archive_entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Name with "/" between folders -> entry, junk left out; a folder's own entry ends with "/".
-
-    A backslash stands for "/" (old Windows tools wrote it). A name without the UTF-8 mark is UTF-8 if its bytes are;
-    else it is code page 437, as the format has it, for which `has_unknown_letters` warns.
-
-    Raises DataError for a name that leads out of the archive, and for two entries of one name.
-    """
-    entries: dict[str, zipfile.ZipInfo] = {}
-    for info in archive.infolist():
-        name = _as_meant(info).replace("\\", "/")
-        if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-            raise DataError(
-                f"{archive.filename} has an entry {name!r}, which leads out of the archive; "
-                "expected relative names without '..'; pack the folder anew"
-            )
-        parts = [part for part in name.split("/") if part not in ("", ".")]
-        if not parts or any(is_junk(part) for part in parts):
-            continue
-        name = "/".join(parts) + ("/" if name.endswith("/") else "")
-        if name in entries and not name.endswith("/"):
-            raise DataError(f"{archive.filename} has two entries {name!r}; expected one; pack the folder anew")
-        entries[name] = info
-    return entries
-
-
-def _stored_name(info: zipfile.ZipInfo) -> bytes | None:
-    """The bytes of a name that is not marked as UTF-8; None of one that is, or that has a second, Unicode field."""
-    if info.flag_bits & 0x800:
-        return None
-    try:
-        return info.filename.encode("cp437")  # how zipfile has decoded it
-    except UnicodeEncodeError:
-        return None
-
-
-def _as_meant(info: zipfile.ZipInfo) -> str:
-    stored = _stored_name(info)
-    if stored is None or stored.isascii():
-        return info.filename
-    try:
-        return stored.decode("utf-8")
-    except UnicodeDecodeError:
-        return info.filename
-
-
-def has_unknown_letters(info: zipfile.ZipInfo) -> bool:
-    """Whether the entry's name has letters in an encoding that the archive does not tell."""
-    stored = _stored_name(info)
-    if stored is None or stored.isascii():
-        return False
-    try:
-        stored.decode("utf-8")
-        return False
-    except UnicodeDecodeError:
-        return True

@@ -92,10 +92,10 @@ class NamedDataset:
 
 def split_whole(splits: Splits, seed: int) -> Splits:
     """50 % train, 20 % val, 30 % test of a data set without official splits."""
-    return Splits(splits.class_names, *split(splits.train, 0.2, 0.3, seed))
+    return Splits(splits.class_names, *split(splits.train, splits.class_names, 0.2, 0.3, seed))
 
 
 def split_train(splits: Splits, seed: int) -> Splits:
     """20 % of an official training part become val; the official test part stays."""
-    train, val, _ = split(splits.train, 0.2, 0.0, seed)
+    train, val, _ = split(splits.train, splits.class_names, 0.2, 0.0, seed)
     return Splits(splits.class_names, train, val, splits.test)

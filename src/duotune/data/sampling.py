@@ -2,7 +2,8 @@
 
 Orders come from SHA-256 of seed and position instead of a random generator, so that the same seed
 means the same pictures on every machine and under every version of Python and NumPy. An item counts by
-its place in its class's sorted list: where the data set lies and the order of listing do not matter.
+its place in its class's sorted list, and a class by its name: where the data set lies, the order of listing, other
+classes and their order do not matter.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TypeVar
 
 from ..errors import ConfigError, DataError
 from ..settings import check_whole
-from .base import ClassificationData, ImageItem, first_few
+from .base import ClassificationData, ImageItem, clean_class_name, first_few
 
 T = TypeVar("T")
 MAX_VAL_SHOTS = 4  # CoOp (Zhou et al., IJCV 2022) validates on min(shots, 4) pictures per class; so do its followers
@@ -24,8 +25,14 @@ def shuffled(items: list[ImageItem], *salt: object) -> list[ImageItem]:
     """`items` in an order that depends on their sorted keys and the salt alone."""
     prefix = ":".join(map(str, salt))
     digest = lambda position: hashlib.sha256(f"{prefix}:{position}".encode()).digest()
-    ordered = sorted(items, key=lambda item: item.key)
+    ordered = sorted(items, key=_place)
     return [ordered[i] for i in sorted(range(len(ordered)), key=digest)]
+
+
+def _place(item: ImageItem) -> tuple[int, str]:
+    """Sorts by key, and row numbers by value: how long they are depends on the rows of other classes."""
+    row = item.member is not None and item.member.isdecimal()
+    return len(item.member) if row else 0, item.key
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:
@@ -78,14 +85,19 @@ def few_shot(data: ClassificationData, num_shots: int, seed: int = 1, *, repeat:
 
 
 def split(
-    items: Iterable[ImageItem], val_share: float = 0.2, test_share: float = 0.3, seed: int = 0
+    items: Iterable[ImageItem],
+    class_names: Sequence[str],
+    val_share: float = 0.2,
+    test_share: float = 0.3,
+    seed: int = 0,
 ) -> tuple[list[ImageItem], list[ImageItem], list[ImageItem]]:
-    """(train, val, test), class by class.
+    """(train, val, test), class by class: what a class gives depends on its own items, its name and the seed.
 
     Each class gives round(n * share) items away, and at least one to a share above 0, but keeps at least one for
     training: of two items one is for testing, of one none.
 
     Args:
+        class_names: in label order, as `clean_class_name` makes them or not.
         val_share, test_share: 0..1, together below 1.
 
     Raises:
@@ -97,7 +109,7 @@ def split(
     val: list[ImageItem] = []
     test: list[ImageItem] = []
     for label, group in by_label(items).items():
-        order, n = shuffled(group, seed, "split", label), len(group)
+        order, n = shuffled(group, seed, "split", clean_class_name(str(class_names[label]))), len(group)
         num_test = min(n - 1, max(1, int(n * test_share + 0.5))) if test_share else 0
         num_val = min(n - 1 - num_test, max(1, int(n * val_share + 0.5))) if val_share else 0
         test += order[:num_test]
