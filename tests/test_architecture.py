@@ -21,6 +21,8 @@ HEIGHT = {
     "processes": 1,
     "tracing": 1,
     "reading": 1,
+    "precision": 1,
+    "memory": 1,
     "grounding": 1,
     "drawing": 1,
     "writing": 1,

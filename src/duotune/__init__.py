@@ -19,6 +19,7 @@ _LAZY = {
     "attach": "duotune.model",
     "PromptedDetector": "duotune.model",
     "PromptedModel": "duotune.model",
+    "Progress": "duotune.methods.base",
     "load_backbone": "duotune.backbones",
     "list_backbones": "duotune.backbones",
     "list_methods": "duotune.methods",
@@ -72,6 +73,7 @@ __all__ = [
     "PhraseResult",
     "Prediction",
     "Predictor",
+    "Progress",
     "PromptTrainer",
     "PromptTrainingArguments",
     "PromptedDetector",
@@ -112,6 +114,7 @@ if TYPE_CHECKING:
     from .evaluation import ClassificationResult, base_to_new, evaluate
     from .inspection import nearest_words
     from .methods import list_methods
+    from .methods.base import Progress
     from .model import PromptedDetector, PromptedModel, attach
     from .predictor import BoxesFound, Prediction, Predictor
     from .recipes import Recipe, list_recipes, load_recipe

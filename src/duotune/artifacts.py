@@ -236,7 +236,6 @@ class _loaded:
 
     def __exit__(self, *_):
         self.method.load_state_dict(self.kept, strict=False)
-        self.method.train(self.method.training)  # what was derived from the replaced tensors is forgotten
 
 
 def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
@@ -377,7 +376,6 @@ def restore(model: PromptedModel, folder: str | Path) -> None:
         raise ArtifactError(f"{path} is not a readable safetensors file ({error}); copy the artifact again") from error
     check_tensors(str(path), tensors, model.method.artifact_state(), model.method_name)
     model.method.load_state_dict(tensors, strict=False)
-    model.method.train(model.method.training)
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], method_name: str) -> None:

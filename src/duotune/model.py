@@ -16,6 +16,7 @@ from .errors import ConfigError, DataError, PortError
 from .grounding import Caption
 from .methods import methods_named
 from .methods.base import ImageBatch, Method, Progress
+from .precision import full_precision
 from .settings import check_whole
 
 
@@ -48,7 +49,10 @@ class PromptedModel(nn.Module):
         labels: Tensor | None = None,
         progress: Progress | None = None,
     ) -> dict[str, Tensor]:
-        """{"logits": (B, C)}, and {"loss": scalar} if labels (B,) are given.
+        """{"logits": (B, C) float32}, and {"loss": scalar} if labels (B,) are given.
+
+        DPT also tells its candidates: {"candidates": (B, Q) int64}, the positions in `class_names` of each image's Q
+        likeliest classes by plain zero-shot CLIP, likeliest first, which its prompts are made for.
 
         Args:
             pixel_values: (B, 3, S, S) normalised pixels.
@@ -60,9 +64,10 @@ class PromptedModel(nn.Module):
                 f"{self.method_name} prompts the image tower, so it needs pixel_values; got frozen_features alone"
             )
         output = self.method(self.backbone, ImageBatch(pixel_values, frozen_features))
-        result = {"logits": output.logits}
+        result = {"logits": output.logits, **{name: output.extras[name] for name in self.method.tells}}
         if labels is not None:
-            result["loss"] = self.method.loss(output, labels, progress or Progress())
+            with full_precision(output.logits.device):
+                result["loss"] = self.method.loss(output, labels, progress or Progress())
         return result
 
     def num_trainable_parameters(self) -> int:
@@ -119,7 +124,8 @@ class PromptedDetector(PromptedModel):
         output = self.method(self.backbone, DetectionBatch(pixel_values, feature_maps, captions, labels, image_sizes))
         result = {"logits": output.logits, "output": output}
         if labels is not None:
-            result["loss"] = self.method.loss(output, labels, progress or Progress())
+            with full_precision(output.logits.device):
+                result["loss"] = self.method.loss(output, labels, progress or Progress())
             result["losses"] = output.losses
         return result
 

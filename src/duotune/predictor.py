@@ -144,13 +144,18 @@ class Predictor:
         check_whole(1, top_k=top_k, batch_size=batch_size)
         predictions: list[Prediction] = []
         waiting: list[tuple[int, str, np.ndarray]] = []
-        for source, image, error in self._pictures(images, "classify", self.transform):
-            if error is None:
-                waiting.append((len(predictions), source, image))
-            predictions.append(Prediction(source, (), (), error))  # read ones are replaced when their batch is full
-            if len(waiting) == batch_size:
-                self._classify_batch(waiting, predictions, top_k)
-        self._classify_batch(waiting, predictions, top_k)
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for source, image, error in self._pictures(images, "classify", self.transform):
+                if error is None:
+                    waiting.append((len(predictions), source, image))
+                predictions.append(Prediction(source, (), (), error))  # read ones are replaced when their batch is full
+                if len(waiting) == batch_size:
+                    self._classify_batch(waiting, predictions, top_k)
+            self._classify_batch(waiting, predictions, top_k)
+        finally:
+            self.model.train(was_training)
         return predictions
 
     def _classify_batch(self, waiting: list, predictions: list, top_k: int) -> None:
@@ -158,14 +163,8 @@ class Predictor:
             return
         model = self.model
         pixels = as_input(model.backbone, torch.from_numpy(np.stack([image for _, _, image in waiting])))
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                probabilities = model(pixels)["logits"].float().softmax(-1)
-        finally:
-            if was_training:  # train() also forgets the text features that are remembered between batches
-                model.train()
+        with torch.no_grad():
+            probabilities = model(pixels)["logits"].softmax(-1)
         values, labels = probabilities.topk(min(top_k, len(model.class_names)), dim=-1)
         for (place, source, _), p, c in zip(waiting, values.tolist(), labels.tolist()):
             predictions[place] = Prediction(source, tuple(model.class_names[i] for i in c), tuple(p))

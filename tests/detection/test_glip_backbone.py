@@ -12,8 +12,8 @@ from torch import nn
 from closeness import close, same_boxes
 from duotune import load_backbone
 from duotune.backbones import BACKBONES, adapter_of
-from duotune.backbones.base import CaptionFeatures, Detector, Port
-from duotune.backbones.glip import REMEMBERED_TEXTS, glip_labels
+from duotune.backbones.base import REMEMBERED_TEXTS, CaptionFeatures, Detector, Port
+from duotune.backbones.glip import glip_labels
 from duotune.errors import ClassNamesError, ConfigError, DataError
 
 NAMES = ["cat", "red square", "hair drier", "house boats"]
@@ -164,10 +164,10 @@ def test_captions_that_do_not_fit(shared_backbone):
         shared_backbone.caption([f"{a} {b} {c}" for a in ("cat", "dog") for b in ("red", "in") for c in ("cell", "a")])
 
 
-def test_half_precision_reads_in_the_heads_precision(backbone, pixels):
+def test_half_precision_reads_in_float32(backbone, pixels):
     backbone.to(torch.bfloat16)
     text = backbone.encode_captions([backbone.caption(NAMES)] * 2)
     maps = backbone.encode_image(pixels)
     assert isinstance(backbone.model.head, nn.Module)
-    assert backbone.read(*backbone.fuse(maps, text)).logits.dtype == torch.bfloat16
+    assert backbone.read(*backbone.fuse(maps, text)).logits.dtype == torch.float32
     assert backbone.read(*backbone.fuse(maps, text), head=backbone.copy_head()).logits.dtype == torch.float32

@@ -26,12 +26,16 @@ from torch import Tensor, nn
 
 from ..errors import CaptionLengthError, ClassNamesError, ConfigError, DataError
 from ..grounding import Caption, CaptionPrompt, chunk_classes
+from ..memory import Memory
 from ..models.glip.fusion import FusionPrompts, FusionTokens  # the form in which fusion layers take learnt tokens
 from ..models.glip.swin import WindowTokens
+from ..precision import full_precision
 from ..tracing import traced
 
 LIMITS = ("score_threshold", "nms_threshold", "max_detections")
 """What `Detector.detections` may be told."""
+REMEMBERED_TEXTS = 64
+"""Captions whose frozen features a detector keeps."""
 
 
 class Port(str, enum.Enum):
@@ -221,7 +225,7 @@ class DualEncoder(Backbone):
     def encode_text(self, texts: Sequence[str], batch_size: int = 256) -> Tensor:
         """Frozen features (N, E) of plain texts, not normalised, without gradient."""
         rows = []
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self.device):  # kept and compared, whatever is trained around it
             for start in range(0, len(texts), batch_size):
                 tokens = self.tokenize(texts[start : start + batch_size])
                 embedded = self.embed_tokens(tokens.ids)
@@ -300,6 +304,10 @@ class Detector(Backbone):
     normalize: Callable[[Any], Tensor]
     pad: Callable[[Sequence[Tensor]], Tensor]
 
+    def __init__(self, name: str, model: nn.Module):
+        super().__init__(name, model)
+        self._texts = Memory(REMEMBERED_TEXTS)  # caption -> CaptionFeatures of it alone
+
     @abc.abstractmethod
     def fusion_projections(self, layer: int) -> tuple[nn.Linear, nn.Linear]:
         """Image query d_v -> e and text key d_l -> e projections of a fusion layer (0-based)."""
@@ -348,9 +356,30 @@ class Detector(Backbone):
             image_sizes: (B, 2) height and width without padding; None: there is none.
         """
 
-    @abc.abstractmethod
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
-        """Frozen features of captions before fusion, without gradient; computed once per text."""
+        """Frozen features of captions before fusion, without gradient; computed once per text, never under autocast."""
+        rows = [self._encode(caption.text) for caption in captions]
+        length, first = max(row.hidden.shape[1] for row in rows), rows[0].hidden
+        hidden = first.new_zeros(len(rows), length, first.shape[-1])
+        mask = torch.zeros(len(rows), length, dtype=torch.long, device=first.device)
+        starts = None
+        if rows[0].starts is not None:
+            starts = torch.arange(length, device=first.device).repeat(len(rows), 1)
+        for i, row in enumerate(rows):
+            tokens = row.hidden.shape[1]
+            hidden[i, :tokens], mask[i, :tokens] = row.hidden[0], row.mask[0]
+            if starts is not None:
+                starts[i, :tokens] = row.starts[0]
+        return CaptionFeatures(hidden, mask, starts)
+
+    def _encode(self, text: str) -> CaptionFeatures:
+        """Remembered features of one caption: they may be read where gradients are wanted, and in another precision."""
+        with torch.inference_mode(False), torch.no_grad(), full_precision(self.device):
+            return self._texts.get(text, lambda: self._encode_caption(text), frozen=self.model.parameters())
+
+    @abc.abstractmethod
+    def _encode_caption(self, text: str) -> CaptionFeatures:
+        """Features (1, T, d_l) of one caption, without padding."""
 
     @abc.abstractmethod
     def fuse(
@@ -422,7 +451,8 @@ class Detector(Backbone):
         for caption in captions:
             if not any(caption.tokens):
                 raise ClassNamesError(f"the caption {caption.text!r} has no token of any class")
-        return self._decode(output.raw, captions, torch.as_tensor(image_sizes), target_sizes, limits)
+        with full_precision(self.device):
+            return self._decode(output.raw, captions, torch.as_tensor(image_sizes), target_sizes, limits)
 
     @abc.abstractmethod
     def _decode(

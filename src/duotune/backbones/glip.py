@@ -14,7 +14,6 @@ from ..errors import ArtifactError, DataError
 from ..grounding import Caption, CaptionPrompt, build_caption
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, WindowTokens
 
-REMEMBERED_TEXTS = 64
 LINEAR_PROBE = ("bbox_pred.", "centerness.", "dot_product_projection_text.", "log_scale", "bias_lang", "bias0")
 """What GLIP's linear probing trains of the head: all that anything reads, but the factors of the levels."""
 
@@ -39,7 +38,6 @@ class GlipBackbone(Detector):
         self.tokenizer, self.normalize, self.pad = processor.tokenizer, processor.normalize, processor.pad
         self.short_side, self.long_side = processor.short_side, processor.long_side
         self.max_detections = processor.max_detections
-        self._texts: dict[str, Tensor] = {}  # caption -> (1, T, d_l), derived from frozen weights
 
     @classmethod
     def load(cls, name: str, source: str | Path, dtype: torch.dtype | None, device: torch.device | str) -> GlipBackbone:
@@ -64,10 +62,6 @@ class GlipBackbone(Detector):
             dtype = torch.float32
         return cls(name, model, processor).to(device=device, dtype=dtype)
 
-    def _apply(self, fn, *args, **kwargs):
-        self._texts.clear()
-        return super()._apply(fn, *args, **kwargs)
-
     # ------------------------------------------------------------------ what goes in
 
     def caption(self, class_names: Sequence[str], prompts: Sequence[CaptionPrompt] | None = None) -> Caption:
@@ -83,24 +77,9 @@ class GlipBackbone(Detector):
         # GLIP attends to padding like to anything else
         return self.model.model.encode_image(pixel_values, window_tokens)
 
-    def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
-        rows = [self._encode(caption.text) for caption in captions]
-        length = max(row.shape[1] for row in rows)
-        hidden = rows[0].new_zeros(len(rows), length, self.text_width)
-        mask = torch.zeros(len(rows), length, dtype=torch.long, device=hidden.device)
-        for i, row in enumerate(rows):
-            hidden[i, : row.shape[1]] = row[0]
-            mask[i, : row.shape[1]] = 1
-        return CaptionFeatures(hidden, mask)
-
-    def _encode(self, text: str) -> Tensor:
-        if text not in self._texts:
-            while len(self._texts) >= REMEMBERED_TEXTS:
-                self._texts.pop(next(iter(self._texts)))
-            ids = self.processor.tokenize([text])["input_ids"].to(self.device)
-            with torch.inference_mode(False), torch.no_grad():  # it may be read where gradients are wanted
-                self._texts[text] = self.model.model.encode_text(ids)[0]
-        return self._texts[text]
+    def _encode_caption(self, text: str) -> CaptionFeatures:
+        ids = self.processor.tokenize([text])["input_ids"].to(self.device)
+        return CaptionFeatures(*self.model.model.encode_text(ids))
 
     # ------------------------------------------------------------------ fusion and head
 
@@ -122,8 +101,7 @@ class GlipBackbone(Detector):
         head: nn.Module | None = None,
     ) -> DetectorOutput:
         head = head if head is not None else self.model.head
-        dtype = head.bias0.dtype
-        logits, deltas, centerness = head([m.to(dtype) for m in maps], text.hidden.to(dtype))
+        logits, deltas, centerness = head(list(maps), text.hidden)
         anchors = self.model.anchors([tuple(m.shape[-2:]) for m in maps], logits.device)
         losses = None
         if labels is not None:

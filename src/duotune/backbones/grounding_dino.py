@@ -37,7 +37,6 @@ from ..models.grounding_dino.losses import corners
 from ..models.grounding_dino.text import DELIMITERS
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, Port, WindowTokens
 
-REMEMBERED_TEXTS = 64
 MAX_DETECTIONS = 300
 """Boxes per picture in the evaluation of the authors."""
 
@@ -84,7 +83,6 @@ class GroundingDinoBackbone(Detector):
         )
         if not is_swin(core):
             self.ports = self.ports - {Port.VISION_WINDOWS}
-        self._texts: dict[str, tuple[Tensor, Tensor]] = {}  # caption -> (T, d) features, (T,) sentence starts
 
     @classmethod
     def load(
@@ -115,10 +113,6 @@ class GroundingDinoBackbone(Detector):
         if dtype is None and torch.device(device).type == "cpu":
             dtype = torch.float32
         return cls(name, model, tokenizer, pictures).to(device=device, dtype=dtype)
-
-    def _apply(self, fn, *args, **kwargs):
-        self._texts.clear()
-        return super()._apply(fn, *args, **kwargs)
 
     # ------------------------------------------------------------------ what goes in
 
@@ -157,26 +151,10 @@ class GroundingDinoBackbone(Detector):
             )
         return torch.cat([own, whole], 1)
 
-    def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
-        rows = [self._encode(caption.text) for caption in captions]
-        length = max(len(hidden) for hidden, _ in rows)
-        hidden = rows[0][0].new_zeros(len(rows), length, self.text_width)
-        mask = torch.zeros(len(rows), length, dtype=torch.long, device=hidden.device)
-        starts = torch.arange(length, device=hidden.device).repeat(len(rows), 1)
-        for i, (row, row_starts) in enumerate(rows):
-            hidden[i, : len(row)], mask[i, : len(row)], starts[i, : len(row)] = row, 1, row_starts
-        return CaptionFeatures(hidden, mask, starts)
-
-    def _encode(self, text: str) -> tuple[Tensor, Tensor]:
-        if text not in self._texts:
-            while len(self._texts) >= REMEMBERED_TEXTS:
-                self._texts.pop(next(iter(self._texts)))
-            (ids,) = self._tokenize([text])
-            # it may be read where gradients are wanted, and in another precision
-            with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False):
-                starts = sentence_starts(ids)
-                self._texts[text] = encode_text(self.model.model, ids[None], starts[None])[0], starts
-        return self._texts[text]
+    def _encode_caption(self, text: str) -> CaptionFeatures:
+        (ids,) = self._tokenize([text])
+        starts = sentence_starts(ids)[None]
+        return CaptionFeatures(encode_text(self.model.model, ids[None], starts), torch.ones_like(starts), starts)
 
     def _tokenize(self, texts: Sequence[str]) -> list[Tensor]:
         """(T,) token ids of each text."""

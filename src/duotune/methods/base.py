@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Port
 from ..errors import ClassNamesError, ConfigError, DuotuneError, PortError
+from ..memory import Memory
+from ..precision import wide
 from ..settings import misfits
 
 
@@ -122,13 +124,19 @@ class ImageBatch:
 class ClassifierOutput:
     """What a classification method computes for a batch.
 
+    Floating point is float32 at least: `loss` is asked without autocast, and its parts must fit together.
+
     Attributes:
         logits: (B, C) scaled cosines (or a linear head's output).
-        extras: tensors that only the method's own loss reads.
+        extras: tensors that the method's own loss reads.
     """
 
     logits: Tensor
     extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.logits = wide(self.logits)
+        self.extras = {k: wide(v) if v.is_floating_point() else v for k, v in self.extras.items()}
 
 
 @dataclass
@@ -152,6 +160,7 @@ class Method(nn.Module, abc.ABC):
         needs_frozen_features: reads `ImageBatch.frozen_features` (they can be cached).
         needs_pixels: reads `ImageBatch.pixel_values` even when frozen features are given.
         training_only: prefixes of parameters that prediction never reads; left out of artifacts.
+        tells: names of `ClassifierOutput.extras` that `PromptedModel.forward` gives beside the logits.
         default_template: how a class is read where nothing else is said.
     """
 
@@ -160,6 +169,7 @@ class Method(nn.Module, abc.ABC):
     needs_frozen_features: ClassVar[bool] = False
     needs_pixels: ClassVar[bool] = True
     training_only: ClassVar[tuple[str, ...]] = ()
+    tells: ClassVar[tuple[str, ...]] = ()
     default_template: ClassVar[str] = "a photo of a {}."
 
     def __init__(self, config: MethodConfig):
@@ -168,7 +178,7 @@ class Method(nn.Module, abc.ABC):
         self.config = config
         self.class_names: tuple[str, ...] = ()
         self.template: str | tuple[str, ...] = ""
-        self._memory: dict[str, Tensor] = {}  # derived from weights; never saved
+        self._memory = Memory()  # derived from weights; never saved
 
     @classmethod
     def check_ports(cls, name: str, backbone: Backbone) -> None:
@@ -223,16 +233,20 @@ class Method(nn.Module, abc.ABC):
         """Hook of subclasses: tokenise names, create parameters that depend on the number of classes."""
 
     def train(self, mode: bool = True) -> Method:
-        self._memory.clear()
+        if mode != self.training:
+            self._memory.clear()
         return super().train(mode)
 
-    def remember(self, name: str, compute) -> Tensor:
-        """`compute()` once while nothing is being learnt; anew in training mode."""
+    def remember(self, name: str, compute: Callable[[], Tensor], backbone: Backbone | None = None) -> Tensor:
+        """`compute()` once while nothing is being learnt; anew in training mode, and as `Memory` says.
+
+        Args:
+            compute: must depend on the method's parameters and buffers alone, and on the weights of `backbone`.
+        """
         if self.training or torch.is_grad_enabled():
             return compute()
-        if name not in self._memory:
-            self._memory[name] = compute()
-        return self._memory[name]
+        frozen = [*self.buffers(), *(backbone.model.parameters() if backbone is not None else ())]
+        return self._memory.get(name, compute, frozen, self.parameters())
 
     @abc.abstractmethod
     def forward(self, backbone: Backbone, batch: Any) -> Any:

@@ -177,7 +177,7 @@ class CoOp(Method):
         self.text.set_classes(backbone, self.class_names)
 
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
-        text = self.remember("text", lambda: self.text.features(backbone))
+        text = self.remember("text", lambda: self.text.features(backbone), backbone)
         return ClassifierOutput(cosine_logits(backbone, frozen_image_features(backbone, batch), text))
 
     def loss(self, output: ClassifierOutput, labels: Tensor, progress: Progress) -> Tensor:

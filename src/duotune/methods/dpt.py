@@ -37,7 +37,7 @@ from ..errors import ConfigError
 from ..processes import mean_over_processes
 from ..prompts.class_aware import AuxiliaryHead, ClassAwarePrompts
 from .base import ClassifierOutput, ImageBatch, Method, ParamGroup, Progress
-from .common import cosine_logits, frozen_image_features, template_features, unit
+from .common import cosine_logits, frozen_image_features, scaled_cosines, template_features
 from .coop import TextContext
 from .vlp import VLPConfig
 from .vpt import VisualPrompts
@@ -105,6 +105,7 @@ class DPT(Method):
     aux: nn.ModuleList
     needs_frozen_features = True
     training_only = ("aux",)
+    tells = ("candidates",)
 
     def __init__(self, config: DPTConfig):
         super().__init__(config)
@@ -132,10 +133,11 @@ class DPT(Method):
 
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
         frozen = frozen_image_features(backbone, batch)
-        text = self.remember("text", lambda: self.text.features(backbone).float())
+        text = self.remember("text", lambda: self.text.features(backbone).float(), backbone)
         with torch.no_grad():
             count = min(self.config.num_candidates, len(self.class_names))
-            candidates = (unit(frozen) @ self.template_text.T).topk(count, dim=-1).indices  # (B, Q)
+            cosines = cosine_logits(backbone, frozen, self.template_text)
+            candidates = cosines.topk(count, dim=-1).indices  # (B, Q)
         prompts = _LayerPrompts(self.visual, self.class_aware, self.first, text[candidates])
         image = backbone.encode_image(batch.pixel_values, prompts)
         extras = {"image": image, "text": text, "frozen": frozen, "candidates": candidates}
@@ -147,8 +149,8 @@ class DPT(Method):
         config, e = self.config, output.extras
         loss = F.cross_entropy(output.logits, labels)
         if progress.epoch < config.guidance_epochs:
-            text_side = e["logit_scale"] * unit(e["frozen"]) @ unit(e["text"]).T
-            image_side = e["logit_scale"] * unit(e["image"]) @ self.template_text.T
+            text_side = scaled_cosines(e["logit_scale"], e["frozen"], e["text"])
+            image_side = scaled_cosines(e["logit_scale"], e["image"], self.template_text)
             guided = F.cross_entropy(text_side, labels) + F.cross_entropy(image_side, labels)
             loss = guided + config.guidance_weight * loss
         return loss + config.aux_loss_weight * self.auxiliary_loss(e["attended"], e["candidates"], labels)

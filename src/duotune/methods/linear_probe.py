@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import DualEncoder
 from ..errors import ClassNamesError
+from ..precision import full_precision, wide
 from .base import ClassifierOutput, ImageBatch, Method, MethodConfig, ParamGroup, Progress
 from .common import frozen_image_features, template_features, unit
 
@@ -69,8 +70,9 @@ class LinearProbe(Method):
                 self.head.weight.zero_()
 
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
-        image = unit(frozen_image_features(backbone, batch))
-        return ClassifierOutput(self.head(backbone.logit_scale * image))
+        image, head = unit(frozen_image_features(backbone, batch)), self.head
+        with full_precision(image.device):
+            return ClassifierOutput(F.linear(backbone.logit_scale * image, wide(head.weight), wide(head.bias)))
 
     def loss(self, output: ClassifierOutput, labels: Tensor, progress: Progress) -> Tensor:
         return F.cross_entropy(output.logits, labels)

@@ -37,7 +37,7 @@ class VLP(Method):
         self.visual.create(backbone)
 
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
-        text = self.remember("text", lambda: self.text.features(backbone))
+        text = self.remember("text", lambda: self.text.features(backbone), backbone)
         image = backbone.encode_image(batch.pixel_values, self.visual)
         return ClassifierOutput(cosine_logits(backbone, image, text))
 

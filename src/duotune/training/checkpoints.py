@@ -106,7 +106,6 @@ def restore(model: PromptedModel, folder: Path) -> None:
     method = model.method
     check_tensors(str(folder / STATE), tensors, each_once(method.state_dict()), model.method_name)
     method.load_state_dict(tensors, strict=False)  # names of shared tensors are complete with one of them
-    method.train(method.training)  # what was derived from the weights is forgotten
 
 
 def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:

@@ -250,6 +250,10 @@ class PromptTrainer(Trainer):
         outputs = model(**inputs, progress=self.progress)
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        told = self.model.method.tells  # predictions are logits; what a method tells beside them would join them
+        return super().prediction_step(model, inputs, prediction_loss_only, [*(ignore_keys or ()), *told])
+
     def training_step(self, *args, **kwargs) -> Tensor:
         loss = super().training_step(*args, **kwargs)
         if not torch.isfinite(loss):

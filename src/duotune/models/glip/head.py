@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .fusion import clamp_scores, flatten_maps
+from ...precision import full_precision, wide
+from .fusion import flatten_maps
 from .initialization import tagged
 
 
@@ -48,21 +49,22 @@ class GlipHead(nn.Module):
 
     def embed_text(self, text: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, d_l) -> (B, T, C) what positions are compared with, and (B, T) a bias per token."""
-        unit = F.normalize(text, dim=-1, eps=1e-12)
-        bias = unit @ self.bias_lang + self.bias0
-        return self.dot_product_projection_text(unit / 2), bias
+        unit, project = F.normalize(wide(text), dim=-1, eps=1e-12), self.dot_product_projection_text
+        bias = unit @ wide(self.bias_lang) + self.bias0
+        return F.linear(unit / 2, wide(project.weight), wide(project.bias)), bias
 
     def forward(self, maps: list[Tensor], text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Maps (B, C, h, w) and text (B, T, d_l) -> token logits (B, N, T), box deltas (B, N, 4), centerness (B, N).
 
-        Positions: level after level, row-major. Centerness as logits.
+        Positions: level after level, row-major. Centerness as logits. All in float32 at least.
         """
-        embedded, bias = self.embed_text(text)
-        visual = flatten_maps(maps)
-        logits = torch.baddbmm(bias[:, None], visual, (embedded / self.log_scale.exp()).transpose(1, 2))
-        # A 1x1 convolution is a linear map of positions.
-        deltas = F.linear(visual, self.bbox_pred.weight.flatten(1), self.bbox_pred.bias)
-        sizes = [m.shape[-2] * m.shape[-1] for m in maps]
-        deltas = torch.cat([scale(part) for scale, part in zip(self.scales, deltas.split(sizes, 1))], 1)
-        centerness = F.linear(visual, self.centerness.weight.flatten(1), self.centerness.bias).squeeze(-1)
-        return clamp_scores(logits), deltas, centerness
+        with full_precision(text.device):
+            embedded, bias = self.embed_text(text)
+            visual = wide(flatten_maps(maps))
+            logits = torch.baddbmm(bias[:, None], visual, (embedded / wide(self.log_scale).exp()).transpose(1, 2))
+            # A 1x1 convolution is a linear map of positions.
+            position = lambda layer: F.linear(visual, wide(layer.weight).flatten(1), wide(layer.bias))
+            sizes = [m.shape[-2] * m.shape[-1] for m in maps]
+            parts = position(self.bbox_pred).split(sizes, 1)
+            deltas = torch.cat([scale(part) for scale, part in zip(self.scales, parts)], 1)
+            return logits, deltas, position(self.centerness).squeeze(-1)

@@ -20,6 +20,7 @@ from transformers import BertModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput
 
+from ...precision import full_precision
 from .anchors import pyramid_anchors
 from .configuration_glip import GlipConfig
 from .deform_conv import ModulatedDeformConv
@@ -295,10 +296,13 @@ class GlipForObjectDetection(GlipPreTrainedModel):
         labels: Sequence[dict[str, Tensor]],
     ) -> dict[str, Tensor]:
         """Weighted losses of the head's outputs; see `losses.detection_losses`."""
-        config = self.config
         if len(labels) != len(logits):
             raise ValueError(f"{len(logits)} images need as many labels, got {len(labels)}")
-        targets = []
+        with full_precision(logits.device):
+            return self._losses(logits, box_deltas, centerness, anchors, text_mask, labels)
+
+    def _losses(self, logits, box_deltas, centerness, anchors, text_mask, labels) -> dict[str, Tensor]:
+        config, targets = self.config, []
         for index, label in enumerate(labels):
             boxes, positive_map = label["boxes"].to(logits.device).float(), label["positive_map"].to(logits.device)
             if boxes.shape != (len(positive_map), 4):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import DataError
+from ...precision import full_precision, wide
 from .encoder import Layout, flatten
 from .losses import Prediction
 
@@ -64,8 +65,9 @@ class LinearProbeHead(nn.Module):
 
 
 def token_logits(head: nn.Module, queries: Tensor, text: Tensor) -> Tensor:
-    """(B, Q, d), (B, T, d) -> (B, Q, T); MM Grounding DINO scales and has a bias."""
-    logits = queries @ text.mT
+    """(B, Q, d), (B, T, d) -> (B, Q, T), float32 at least; MM Grounding DINO scales and has a bias."""
+    with full_precision(queries.device):
+        logits = wide(queries) @ wide(text).mT
     bias = getattr(head, "bias", None)
     return logits if bias is None else logits / math.sqrt(queries.shape[-1]) + bias
 
@@ -98,7 +100,7 @@ def decode(
     chosen, logits = _choose(core, flat, layout, text, seen)
     references, encoder = logits.detach().sigmoid(), None
     if with_encoder:
-        encoder = Prediction(token_logits(core.encoder_output_class_embed, chosen, text), logits.sigmoid())
+        encoder = Prediction(token_logits(core.encoder_output_class_embed, chosen, text), wide(logits).sigmoid())
     out = core.decoder(
         inputs_embeds=core.query_position_embeddings.weight.expand(len(flat), -1, -1),
         vision_encoder_hidden_states=flat,
@@ -140,8 +142,9 @@ def predict(head: nn.Module, states: DecoderStates, text: Tensor, layer: int) ->
         head: a (MM)GroundingDinoForObjectDetection, or a `LinearProbeHead`.
     """
     hidden, references = states.hidden[:, layer], states.references[:, layer]
-    if isinstance(head, LinearProbeHead):
-        dtype = head.text.weight.dtype
-        hidden, references, text = hidden.to(dtype), references.to(dtype), head.text(text.to(dtype))
-    boxes = head.bbox_embed[layer](hidden) + torch.special.logit(references, eps=1e-5)
-    return Prediction(token_logits(head.class_embed[layer], hidden, text), boxes.sigmoid())
+    with full_precision(hidden.device):
+        if isinstance(head, LinearProbeHead):
+            text = head.text(text.to(head.text.weight.dtype))
+        moved = head.bbox_embed[layer](hidden.to(next(head.bbox_embed[layer].parameters()).dtype))
+        boxes = wide(moved) + torch.special.logit(wide(references), eps=1e-5)
+        return Prediction(token_logits(head.class_embed[layer], hidden, text), boxes.sigmoid())

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...precision import wide
 from ...processes import mean_over_processes
 from ..glip.losses import token_focal_loss
 
@@ -130,7 +131,7 @@ def output_losses(
     Args:
         text_mask: (B, T), nonzero for tokens of the caption. count: what sums are divided by.
     """
-    logits, boxes = _wide(prediction.logits), _wide(prediction.boxes)
+    logits, boxes = wide(prediction.logits), wide(prediction.boxes)
     wanted = torch.zeros_like(logits)
     found, true = [], []
     for index, target in enumerate(targets):
@@ -162,7 +163,7 @@ def detection_losses(
     Returns:
         loss_token, loss_box, loss_giou of the last layer; loss_auxiliary of all before it together; loss_encoder.
     """
-    boxes = _wide(layers[-1].boxes)
+    boxes = wide(layers[-1].boxes)
     targets = [Target(target.boxes.to(boxes), target.tokens.to(boxes)) for target in targets]
     count = mean_over_processes(boxes.new_tensor(sum(len(t.boxes) for t in targets)), least=1)
     of = lambda prediction: output_losses(prediction, targets, text_mask, weights, count)
@@ -172,8 +173,3 @@ def detection_losses(
     if encoder is not None:
         losses["loss_encoder"] = sum(of(encoder))
     return losses
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In no less than float32."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
