@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .tracing import traced
+
 
 class Memory:
     """Values by name, each computed when it is first asked for.
@@ -37,8 +39,8 @@ class Memory:
         frozen: Iterable[Tensor] = (),
         learnt: Iterable[Tensor] = (),
     ) -> Any:
-        """The value of that name; `compute()` must depend on the tensors given alone. While compiling: always anew."""
-        if torch.compiler.is_compiling():
+        """The value of that name; `compute()` must depend on the tensors given alone. Traced: always anew."""
+        if traced():
             return compute()
         frozen, learnt = tuple(frozen), tuple(learnt)
         state = [_mark(t) for t in (*frozen, *learnt)]
