@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import os
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Sequence

@@ -153,7 +153,7 @@ class PixelBatch:
     index: Tensor
     view: Tensor
     count: int
-    broken: dict[str, str]
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 class SafeImages(Dataset):
@@ -203,20 +203,23 @@ class SafeImages(Dataset):
 
 def image_batches(images: SafeImages, order: Sequence[int], batch_size: int, workers: int) -> Iterator[PixelBatch]:
     """The items in `order` as batches, decoded in `workers` processes."""
-
-    def collate(rows) -> PixelBatch:
-        good = [row for row in rows if row[2] is not None]
-        empty = torch.zeros(0, 3, 1, 1)
-        return PixelBatch(
-            torch.cat([pixels for _, _, pixels, _ in good]) if good else empty,
-            torch.tensor([i for i, numbers, _, _ in good for _ in numbers], dtype=torch.int64),
-            torch.tensor([v for _, numbers, _, _ in good for v in numbers], dtype=torch.int64),
-            len(rows),
-            {images.items[i].key: reason for i, _, pixels, reason in rows if pixels is None},
-        )
-
     workers = min(workers, -(-len(order) // batch_size))  # no process without a batch
-    return iter(DataLoader(images, batch_size=batch_size, sampler=list(order), num_workers=workers, collate_fn=collate))
+    loader = DataLoader(images, batch_size, sampler=list(order), num_workers=workers, collate_fn=_pixel_batch)
+    for batch, broken in loader:
+        batch.broken = {images.items[i].key: reason for i, reason in broken.items()}
+        yield batch
+
+
+def _pixel_batch(rows: Sequence[tuple[int, list[int], Tensor | None, str]]) -> tuple[PixelBatch, dict[int, str]]:
+    """Rows of `SafeImages` as a batch, and why items could not be read, by their numbers."""
+    good = [row for row in rows if row[2] is not None]
+    batch = PixelBatch(
+        torch.cat([pixels for _, _, pixels, _ in good]) if good else torch.zeros(0, 3, 1, 1),
+        torch.tensor([i for i, numbers, _, _ in good for _ in numbers], dtype=torch.int64),
+        torch.tensor([v for _, numbers, _, _ in good for v in numbers], dtype=torch.int64),
+        len(rows),
+    )
+    return batch, {i: reason for i, _, pixels, reason in rows if pixels is None}
 
 
 class FeatureDataset(Dataset):
