@@ -228,7 +228,10 @@ def _run(
         for remark in trainer.remarks():
             say(f"note: {remark}")
         trainer.add_callback(_Begin(lambda: write_text(folder / WRITTEN, written)))
-        trainer.train(resume_from_checkpoint=resume and last_checkpoint(arguments.output_dir) is not None)
+        last = last_checkpoint(arguments.output_dir) if resume else None
+        if resume and last is None:
+            say(f"note: no complete checkpoint in {arguments.output_dir}; training starts anew")
+        trainer.train(resume_from_checkpoint=last)
         trainer.save_artifact(folder)
         curve, broken = list(trainer.state.log_history), dict(trainer.broken)
     else:

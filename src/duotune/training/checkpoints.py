@@ -3,10 +3,13 @@
     checkpoint-STEP/
       model.safetensors     the method's state alone
       checkpoint.json       what must be the same for a run to go on as if it had never stopped
-      trainer_state.json    transformers'; written last, so a folder without it is no checkpoint
-      ...                   optimizer, schedule and generators, written by transformers
+      trainer_state.json    where training stands, written by transformers
+      optimizer.pt, scheduler.pt, rng_state.pth, ...    likewise
+      manifest.json         the step, and the SHA-256 of every other file; written last, in one piece
 
-Nothing heavy is imported to find the last checkpoint of a folder.
+A folder without a manifest is no checkpoint. One whose files are not those of its manifest (altered, missing, added, of
+another step) is refused before anything of it is loaded. Anybody can write a manifest anew, so what is loaded is held
+against the run as well (`resuming`); no file can make code run. Nothing heavy is imported to find the last checkpoint.
 """
 
 from __future__ import annotations
@@ -23,34 +26,40 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.images import content_stamp
 from ..errors import ArtifactError
+from ..reading import MAX_DESCRIPTION_BYTES, because, read_json, shown
+from ..writing import remove, write_text
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..model import PromptedModel
 
-STATE, IDENTITY, TRAINER_STATE = "model.safetensors", "checkpoint.json", "trainer_state.json"
+MANIFEST, STATE, IDENTITY, TRAINER_STATE = "manifest.json", "model.safetensors", "checkpoint.json", "trainer_state.json"
+OPTIMIZER, SCHEDULE = "optimizer.pt", "scheduler.pt"
+BEFORE = "remove it to resume from the checkpoint before it, or train anew"
 NEARLY_FULL = 1 << 20  # bytes
 _ABSENT = object()
 
 
 def is_complete(folder: Path) -> bool:
     """Whether a checkpoint was written to its end."""
-    try:
-        json.loads((folder / TRAINER_STATE).read_text())
-    except (OSError, ValueError):
-        return False
-    return (folder / STATE).is_file() and (folder / IDENTITY).is_file()
+    return (folder / MANIFEST).is_file()
 
 
 def last_checkpoint(output_dir: str | os.PathLike) -> str | None:
     """The complete checkpoint with the most steps in a folder; unfinished ones are passed over."""
-    found = [
-        (int(path.name.rpartition("-")[2]), path)
-        for path in Path(output_dir).glob("checkpoint-*")
-        if path.name.rpartition("-")[2].isdigit() and is_complete(path)
-    ]
+    found = [(_step(path), path) for path in folders(output_dir) if is_complete(path)]
     return str(max(found)[1]) if found else None
+
+
+def folders(output_dir: str | os.PathLike) -> list[Path]:
+    """All checkpoints of a folder, finished or not, those of fewest steps first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if path.name.rpartition("-")[2].isdecimal()]
+    return sorted(found, key=_step)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("-")[2])
 
 
 def each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -66,12 +75,48 @@ def each_once(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write(folder: Path, state: Mapping[str, Tensor], identity: Mapping[str, Any]) -> None:
-    """Our part of a checkpoint; see the module's docstring."""
+    """Our part of a checkpoint but for its manifest; see the module's docstring."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file(dict(state), folder / STATE, metadata={"format": "pt"})
-    (folder / IDENTITY).write_text(json.dumps(identity, indent=2))
+    write_text(folder / IDENTITY, json.dumps(identity, indent=2))
+
+
+def seal(folder: Path, step: int) -> None:
+    """Write the manifest of a checkpoint whose other files are there: from now on it is complete."""
+    files = {name: _digest(folder / name) for name in _files(folder)}
+    write_text(folder / MANIFEST, json.dumps({"step": step, "files": files}, indent=2))
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint, its manifest first: what is left of it if that is cut short is no checkpoint."""
+    if folder.is_dir() and not folder.is_symlink():
+        remove(folder / MANIFEST)
+    remove(folder)
+
+
+def keep_newest(output_dir: str | os.PathLike, limit: int | None, newest: Path, best: Path | None) -> None:
+    """Discard those of fewest steps until `limit` are left (None: keep all); never the newest, or the best."""
+    kept = {newest, best} - {None}
+    others = [folder for folder in folders(output_dir) if folder not in kept]
+    for folder in others[: max(0, len(others) + len(kept) - limit)] if limit else []:
+        discard(folder)
+
+
+def _files(folder: Path) -> list[str]:
+    """Names of a checkpoint's files but the manifest; what systems leave in every folder (.DS_Store) is none."""
+    paths = (path for path in folder.rglob("*") if path.is_file() or path.is_symlink())
+    names = sorted(path.relative_to(folder).as_posix() for path in paths)
+    return [name for name in names if name != MANIFEST and not name.rpartition("/")[2].startswith(".")]
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def why_not_written(error: BaseException, folder: Path) -> str:
@@ -102,25 +147,60 @@ def restore(model: PromptedModel, folder: Path) -> None:
     try:
         tensors = load_file(folder / STATE)
     except (OSError, SafetensorError) as error:
-        raise ArtifactError(f"cannot read {folder / STATE} ({error}); resume from an earlier checkpoint") from error
+        raise ArtifactError(f"cannot read {folder / STATE} ({because(error)}); {BEFORE}") from error
     method = model.method
     check_tensors(str(folder / STATE), tensors, each_once(method.state_dict()), model.method_name)
     method.load_state_dict(tensors, strict=False)  # names of shared tensors are complete with one of them
 
 
-def check_resumable(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Raises ArtifactError if `folder` holds no complete checkpoint of a run that is known by `identity`."""
+def check_resumable(folder: Path, identity: Mapping[str, Any]) -> int:
+    """The step of a checkpoint that is whole and of the run that is known by `identity`; tensors are not loaded.
+
+    Raises:
+        ArtifactError: it is not complete, one of its files is not what was written, or it is of another run.
+    """
     if not is_complete(folder):
-        raise ArtifactError(f"{folder} is no complete checkpoint; expected {STATE}, {IDENTITY}, {TRAINER_STATE}")
-    try:
-        saved = json.loads((folder / IDENTITY).read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"cannot read {folder / IDENTITY} ({error}); resume from an earlier checkpoint") from error
+        raise ArtifactError(f"{folder} is no complete checkpoint: it has no {MANIFEST}; {BEFORE}")
+    step = check_files(folder)
+    saved = read_json(folder / IDENTITY, "what the run is known by", ArtifactError, MAX_DESCRIPTION_BYTES)
+    if not isinstance(saved, dict):
+        raise ArtifactError(f"{folder / IDENTITY} holds no table of settings; {BEFORE}")
     if changed := differences(saved, json.loads(json.dumps(identity))):
         raise ArtifactError(
             f"{folder} is of another run: {'; '.join(changed)}; resume with the settings it was trained with, or "
             "train anew"
         )
+    return step
+
+
+def check_files(folder: Path) -> int:
+    """The step of a checkpoint whose files are those that its manifest names.
+
+    Raises:
+        ArtifactError: by name, the first file that is missing, altered, added, or the manifest itself.
+    """
+    manifest = read_json(folder / MANIFEST, "a checkpoint's manifest", ArtifactError, MAX_DESCRIPTION_BYTES)
+    step, files = (manifest.get(key) if isinstance(manifest, dict) else None for key in ("step", "files"))
+    if not isinstance(step, int) or step < 0 or not isinstance(files, dict):
+        raise ArtifactError(f"{folder / MANIFEST} is no checkpoint's manifest; {BEFORE}")
+    if folder.name.startswith("checkpoint-") and folder.name != f"checkpoint-{step}":
+        raise ArtifactError(f"{folder} holds the checkpoint of step {step}; {BEFORE}")
+    there = set(_files(folder))
+    told = "cannot read the checkpoint {}: {} {}; {}"
+    generators = next((name for name in files if name.startswith("rng_state")), "rng_state.pth")  # one per process
+    for name in dict.fromkeys((STATE, IDENTITY, TRAINER_STATE, OPTIMIZER, SCHEDULE, generators, *files)):
+        if name not in files or name not in there:
+            raise ArtifactError(told.format(folder, shown(name), "is missing", BEFORE))
+    for name in sorted(there):
+        if name not in files:
+            raise ArtifactError(told.format(folder, shown(name), "is no part of it", "remove that file"))
+        try:
+            same = _digest(folder / name) == files[name]
+        except OSError as error:
+            raise ArtifactError(told.format(folder, name, because(error), BEFORE)) from error
+        if not same:
+            raise ArtifactError(told.format(folder, name, "is not the file that was written with it", BEFORE))
+    return step
 
 
 def items_identity(items: Sequence[Any], labels_of: Callable[[Any], bytes]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ What it changes, hook by hook:
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import errno
 import logging
 import math
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from ..data.transforms import Transform
 from ..errors import ArtifactError, ConfigError, TrainingError
 from ..methods.base import Progress
 from ..model import PromptedDetector, PromptedModel
+from ..reading import because
 from . import checkpoints
 from .arguments import PromptTrainingArguments
 from .cache import FeatureCache
@@ -44,14 +45,12 @@ from .callbacks import RunBar, TellEpoch
 from .checkpoints import items_identity, last_checkpoint
 from .features import FeatureDataset, PixelsAndFeatures, collate, evaluation_transform, frozen_features, train_transform
 from .order import EpochSampler
+from .resuming import load_optimizer, read_state
 from .schedule import epoch_schedule, learning_rate, optimizer_groups
 
 logger = logging.getLogger(__name__)
 
 PROBE_IMAGES = 1024
-
-# transformers warns when two checkpoints are less than a second old and falls back to their numbers: ours are kilobytes
-logging.getLogger("transformers.trainer_utils").addFilter(lambda record: "mtime may not be" not in record.getMessage())
 
 
 class PromptTrainer(Trainer):
@@ -335,18 +334,30 @@ class PromptTrainer(Trainer):
     # checkpoints
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        folder = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
+        runs = Path(self._get_output_dir(trial))
+        folder = runs / f"checkpoint-{self.state.global_step}"
+        limit, self.args.save_total_limit = self.args.save_total_limit, None  # older ones go once this one is complete
         try:
+            if self.args.should_save:
+                checkpoints.discard(folder)
+            self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes the state of its generators
+            if self.args.should_save:
+                checkpoints.seal(folder, self.state.global_step)
+                best = self.state.best_model_checkpoint
+                checkpoints.keep_newest(runs, limit, folder, Path(best) if best else None)
         except BaseException as error:
             why = checkpoints.why_not_written(error, folder)  # before what was written of it is gone
             if self.args.should_save and not checkpoints.is_complete(folder):
-                shutil.rmtree(folder, ignore_errors=True)
+                checkpoints.discard(folder)
             if isinstance(error, (OSError, SafetensorError, RuntimeError)) and not isinstance(error, TrainingError):
                 raise TrainingError(
                     f"cannot write the checkpoint {folder}: {why}; {self._where_to_go_on()}; free some space and resume"
                 ) from error
             raise
+        finally:
+            self.args.save_total_limit = limit
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
@@ -388,11 +399,31 @@ class PromptTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
-        checkpoints.check_resumable(folder, self._identity())
+        step = checkpoints.check_resumable(folder, self._identity())
+        best = read_state(folder, step).get("best_model_checkpoint")
+        self._best = Path(self.args.output_dir) / Path(best).name if best else None  # the run may have moved
+        if self._best is not None:
+            checkpoints.check_resumable(self._best, self._identity())
         checkpoints.restore(self.model, folder)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            self.state.best_model_checkpoint = str(self._best) if self._best is not None else None
+            exact = self.accelerator.scaler is None
+            load_optimizer(Path(checkpoint), self.optimizer, self.lr_scheduler, self.state.global_step, exact)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _unfit(checkpoint, "the states of random generators"):
+            super()._load_rng_state(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with _unfit(checkpoint, "the loss scale"):
+            super()._load_scaler(checkpoint)
+
     def _load_best_model(self) -> None:
-        checkpoints.restore(self.model, Path(self.state.best_model_checkpoint))
+        best = Path(self.state.best_model_checkpoint)
+        checkpoints.check_resumable(best, self._identity())
+        checkpoints.restore(self.model, best)
 
     # the artifact
 
@@ -419,6 +450,17 @@ class PromptTrainer(Trainer):
             size = self.args.per_device_eval_batch_size
             loader = DataLoader(dataset, size, sampler=order, num_workers=workers, collate_fn=self.data_collator)
             yield from loader
+
+
+@contextlib.contextmanager
+def _unfit(checkpoint: str | None, what: str) -> Iterator[None]:
+    """Whatever a foreign value in a checkpoint leads to is an ArtifactError."""
+    try:
+        yield
+    except Exception as error:
+        raise ArtifactError(
+            f"{checkpoint} does not fit: {what} cannot be restored ({because(error)}); {checkpoints.BEFORE}"
+        ) from error
 
 
 def accuracy_metric(prediction: EvalPrediction) -> dict[str, float]:
