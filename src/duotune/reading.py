@@ -8,6 +8,7 @@
     parse_json(content, where)         the same of text or bytes that are already here
     read_yaml(path, what)              its YAML: plain values alone, aliases that do not multiply, the rest as of JSON
     parse_yaml(content, where)         the same of text or bytes that are already here
+    parse_xml(content, where)          the tree of an XML document without entities or a document type
     Archive(path)                      a zip archive: `names`, `read(name)`, `size(name)`; nothing is unpacked to disk
     shown(value)                       a value as it is quoted in an error: short, printable, in one line
     because(error)                     why another library failed, in the same way
@@ -30,9 +31,12 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import DataError, DuotuneError, one_line
+
+if TYPE_CHECKING:
+    from xml.etree.ElementTree import Element
 
 MAX_TEXT_BYTES = 2 * 2**30  # LVIS, the largest published annotations, has 1.1 GB
 MAX_DESCRIPTION_BYTES = 64 * 2**20  # of the small files that describe others: prompt.json, config.json, ...
@@ -40,6 +44,7 @@ MAX_YAML_BYTES = 2**20
 MAX_YAML_VALUES = 100_000  # once aliases are written out
 MAX_NESTING = 64  # lists and objects in each other
 MAX_INTEGER = 2**63 - 1  # what 64 bits hold, and what NumPy and torch calculate with
+MAX_XML_BYTES = 64 * 2**20
 MAX_MEMBERS = 5_000_000  # files in an archive; ImageNet has 1.3 million
 MAX_MEMBER_BYTES = 512 * 2**20  # one file of an archive, unpacked
 MAX_RATIO, RATIO_FREE_BYTES = 200, 16 * 2**20  # unpacked to packed size of what is larger than the second
@@ -347,6 +352,49 @@ def read_yaml(
     return parse_yaml(read_text(path, what, error, MAX_YAML_BYTES), os.fspath(path), error)
 
 
+# ---------------------------------------------------------------------------------------------------- XML
+
+
+def parse_xml(content: bytes, where: str, error: type[DuotuneError] = DataError) -> Element:
+    """The root of an XML document, in whatever encoding it says.
+
+    Raises:
+        DuotuneError: of the kind `error`: no XML, or larger than `MAX_XML_BYTES`; elements nested more than
+            `MAX_NESTING` deep; a document type, which may declare entities that multiply or stand for other files.
+    """
+    from xml.etree.ElementTree import TreeBuilder
+    from xml.parsers import expat
+
+    if len(content) > MAX_XML_BYTES:
+        raise error(f"{where} is larger than the limit of {MAX_XML_BYTES:,} bytes; expected a short XML file")
+    builder, depth = TreeBuilder(), 0
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        nonlocal depth
+        depth += 1
+        if depth > MAX_NESTING:
+            raise error(f"{where} nests elements more than {MAX_NESTING} deep; write it flatter")
+        builder.start(tag, attributes)
+
+    def end(tag: str) -> None:
+        nonlocal depth
+        depth -= 1
+        builder.end(tag)
+
+    def refuse(*_: object) -> None:
+        raise error(f"{where} has a document type (<!DOCTYPE ...>), which is not read; remove it")
+
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
+    try:
+        parser.Parse(content, True)
+    except (expat.ExpatError, ValueError, LookupError) as fault:  # an encoding that is unknown, or has no table
+        raise error(f"{where} is not valid XML: {because(fault)}; export, write or copy it again") from fault
+    return builder.close()
+
+
 # ---------------------------------------------------------------------------------------------------- archives
 
 
@@ -502,6 +550,7 @@ __all__ = [
     "decode_text",
     "member_name",
     "parse_json",
+    "parse_xml",
     "parse_yaml",
     "read_bytes",
     "read_json",

@@ -1,7 +1,9 @@
 """Detection data sets: pictures with labelled boxes, their captions, and how both become tensors.
 
     base            DetectionData, DetectionItem          report      what readers met, counted
-    coco            COCO JSON in its folder layouts       lvis, odinw, flickr30k      other formats
+    formats         which format a folder, archive or file has, and its reader
+    coco, yolo, voc people's own data                     lvis, odinw, flickr30k      named data sets' formats
+    tree            a folder or archive of annotations    boxes, values               what annotations mean
     sampling        few shots as GLIP takes them          captions    which classes a training caption names
     transforms      resize and flip, with boxes           torch_dataset      the map-style dataset that workers read
     datasets/       named data sets, one small file each
@@ -92,11 +94,11 @@ class EmbeddedDetectionTask:
     path: Path
 
     def load(self, root: str | Path | None = None, **options: Any) -> DetectionData:
-        """Read it; `root` is not needed. Options are those of `coco.read_coco_archive`."""
-        from .coco import read_coco_archive
+        """Read it; `root` is not needed. Options are those of `coco.read_coco`."""
+        from .coco import read_coco
 
-        _check_options(self.name, read_coco_archive, options)
-        return read_coco_archive(self.path, **{"name": self.name, **options})
+        _check_options(self.name, read_coco, options)
+        return read_coco(self.path, **{"name": self.name, **options})
 
 
 def discover_detection_tasks(folder: Path | None = None) -> dict[str, EmbeddedDetectionTask]:
@@ -135,35 +137,31 @@ ODINW = {"odinw_13": ODINW_13, "odinw_35": ODINW_35}
 
 
 def is_detection_data(name_or_path: str | Path) -> bool:
-    """Whether `load_detection` reads this: a name that it knows, or COCO annotations, which are not read here."""
+    """Whether `load_detection` reads this: a name that it knows, or labels of boxes, which are not read here."""
     text = os.fspath(name_or_path)
     if text in EMBEDDED_DETECTION_TASKS or text in DETECTION_DATASETS:
         return True
     path = Path(text).expanduser()
-    suffix = path.suffix.lower()
-    if path.is_dir():
-        from .coco import find_splits
+    if path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file()):
+        from .formats import format_of
 
-        return bool(find_splits(path))
-    if suffix == ".zip" and path.is_file():
-        from ...reading import Archive
-
-        try:
-            with Archive(path) as archive:
-                return not {"train.json", "val.json", "test.json"}.isdisjoint(archive.names)
-        except DataError:
-            return False
-    return suffix in (".json", ".yaml", ".yml")
+        return format_of(path) is not None
+    return path.suffix.lower() in (".json", ".yaml", ".yml")
 
 
-def load_detection(name_or_path: str | Path, root: str | Path | None = None, **options: Any) -> DetectionData:
+def load_detection(
+    name_or_path: str | Path, root: str | Path | None = None, seed: int | None = None, **options: Any
+) -> DetectionData:
     """A detection data set by name or from files.
 
     Args:
-        name_or_path: a name in `list_detection_datasets()`; or a folder, zip archive or JSON file in one of the layouts
-            of `coco`; or the yaml file of an ODinW task. A name wins over a folder of the same name ("./coco2017" is a
-            folder).
-        root: for named data sets the folder that holds their folders; for a yaml the folder its paths are relative to.
+        name_or_path: a name in `list_detection_datasets()`; or a folder or zip archive in one of `formats.FORMATS`; or
+            a COCO JSON file; or the yaml file of a YOLO data set or an ODinW task. A name wins over a folder of the
+            same name ("./coco2017" is a folder).
+        root: for named data sets the folder that holds their folders; for a task's yaml the folder its paths are
+            relative to.
+        seed: of the split, where the data bring none, as training takes it (0); None leaves all pictures in `test`.
+            Data with splits do not change with it.
         options: of the reader: `missing_images` ("error" or "skip"); `name` and `class_names` for folders; `shots`,
             (number, seed) of a published few-shot list, for ODinW.
 
@@ -183,19 +181,18 @@ def load_detection(name_or_path: str | Path, root: str | Path | None = None, **o
     if not path.exists():
         if isinstance(name_or_path, str) and path.name == text and not path.suffix:
             raise UnknownNameError("detection data set (or folder)", text, list_detection_datasets())
-        raise DataError(f"no such file or folder: {path}; expected COCO annotations (JSON) or an ODinW task (yaml)")
-    if path.suffix.lower() in (".yaml", ".yml"):
-        from .odinw import read_odinw_yaml
+        raise DataError(
+            f"no such file or folder: {path}; expected COCO annotations, YOLO labels, Pascal VOC files or a task (yaml)"
+        )
+    from .formats import reader_of
 
-        _check_options(text, read_odinw_yaml, options)
-        return read_odinw_yaml(path, root, **options)
-    from .coco import read_coco
-
-    _check_options(text, read_coco, options)
-    return read_coco(path, **options)
+    reader = reader_of(path)
+    _check_options(text, reader, options)
+    more: dict[str, Any] = {"root": root} if "root" in inspect.signature(reader).parameters else {"seed": seed}
+    return reader(path, **more, **options)
 
 
 def _check_options(name: str, reader: Any, options: dict[str, Any]) -> None:
-    known = set(inspect.signature(reader).parameters) - {"self", "path", "root"}
+    known = set(inspect.signature(reader).parameters) - {"self", "path", "root", "seed"}
     if unknown := sorted(set(options) - known):
         raise ConfigError(f"{name}: unknown options {unknown}; this kind of data set takes {sorted(known) or 'none'}")

@@ -16,6 +16,7 @@ import numpy as np
 from ...errors import ClassNamesError, DataError
 from ...grounding import CaptionPrompt
 from ..base import first_few
+from ..layout import plain_name
 from .report import DetectionReport
 
 SPLITS = ("train", "val", "test")
@@ -173,6 +174,19 @@ def check_class_names(names: Sequence[str], where: str) -> tuple[str, ...]:
     return tuple(names)
 
 
+def _count_of_splits(parts: dict[str, tuple[DetectionItem, ...]], report: DetectionReport) -> None:
+    """Count pictures of training that are also tested on, and the boxes of a split that has crowds alone."""
+    trained = {item.key for item in parts["train"]}
+    for item in (*parts["val"], *parts["test"]) if trained else ():
+        if item.key in trained:
+            report.add("shared_pictures", item.key)
+    for split, items in parts.items():
+        if any(len(item) for item in items) and all(item.iscrowd.all() for item in items):
+            for item in items:
+                for _ in range(len(item)):
+                    report.add("crowds", f"{split}: image {item.image_id}")
+
+
 def make_detection_data(
     name: str,
     class_names: Sequence[str],
@@ -194,6 +208,12 @@ def make_detection_data(
     parts = {split: tuple(splits.get(split, ())) for split in SPLITS}
     if not any(parts.values()):
         raise DataError(f"{name}: no pictures found in any split")
+    if names:
+        _count_of_splits(parts, report)
+    read: dict[str, str] = {}
+    for one in names:
+        if (other := read.setdefault(" ".join(plain_name(one).casefold().split()), one)) != one:
+            report.add("like_names", f"{other!r} and {one!r}")
     report.warn(name)
     return DetectionData(
         name,

@@ -1,35 +1,29 @@
-"""COCO JSON: one file with "images", "annotations" and "categories", and the folder layouts it comes in.
+"""COCO JSON: one file with "images", "annotations" and "categories". Where it lies in a folder: `coco_layout`.
 
-Roboflow:   FOLDER/{train,valid,test}/_annotations.coco.json, pictures beside it
-COCO 2017:  FOLDER/annotations/instances_{train,val}2017.json, FOLDER/{train,val}2017/
-flat:       FOLDER/{train,val,test}.json, FOLDER/{train,val,test}/
-ODinW:      FOLDER/{train,valid,test}/annotations_without_background.json
-one file:   FILE.json, its pictures beside it, or in a folder of its name
-archive:    FILE.zip with {train,val,test}.json and pictures in {train,val,test}/; read without unpacking
+Boxes are [x, y, width, height] in pixels. An annotation without one that can be used has its polygons' or mask's. What
+is cut, dropped or taken from elsewhere is counted in the data's report; a file of which no box can be used is refused.
 """
 
 from __future__ import annotations
 
-import math
-import numbers
-import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ... import reading
 from ...errors import ConfigError, DataError
+from ...reading import parse_json, read_bytes, shown
 from ..base import first_few
 from ..images import MAX_PIXELS
-from .base import SPLITS, DetectionData, DetectionItem, check_class_names, make_detection_data
+from ..layout import plain_name
+from .base import DetectionData, DetectionItem, check_class_names, make_detection_data
+from .boxes import BoxShapes, annotated_box, count_doubled, make_item, named_after, picture_size
+from .coco_layout import EXPECTED, Annotated, find_coco, picture_folders_of_one, split_of_file
 from .report import DetectionReport
-
-EDGE_TOLERANCE = 0.01  # pixels; boxes that reach farther out are counted as clipped, not only clipped
-SPLIT_WORDS = {"train": ("train",), "val": ("valid", "val"), "test": ("test",)}
-FILE_NAMES = ("_annotations.coco.json", "annotations_without_background.json")
+from .sampling import divide
+from .tree import Tree
+from .values import as_id, as_mark, as_name, as_number, twin_id
 
 
 @dataclass
@@ -44,18 +38,24 @@ class CocoFile:
 
 
 def read_json(path: Path) -> Any:
-    """A JSON file's content. Raises DataError if it is absent or broken."""
-    return reading.read_json(path, "COCO annotations (JSON)", nonfinite=True)  # such boxes are counted and named
+    """A JSON file's content, NaN and Infinity allowed, as Python writes them. Raises DataError if it cannot be read."""
+    return parse_coco_json(read_bytes(path, "COCO annotations (JSON)"), path)
+
+
+def parse_coco_json(content: bytes, path: Path) -> Any:
+    """The same of bytes that are already here; `path` is a name for messages."""
+    return parse_json(content, f"cannot read the COCO annotations in {path}: it", nonfinite=True, wide=True)
 
 
 def read_coco_file(path: Path, content: Any = None) -> CocoFile:
-    """Read a file and check its form.
+    """Read a file and check its form. Ids become whole numbers or stay texts, names of categories texts.
 
     Args:
-        content: of the file where it has been parsed already; `path` then is a name for messages.
+        content: of the file where it has been parsed already; `path` then is a name for messages. It is changed.
 
     Raises:
-        DataError: no COCO JSON, an image id that is given twice, or a category id with several names.
+        DataError: no COCO JSON, an image id that is given twice, a category id with several names, or ids that are
+            text in one place and numbers in another.
     """
     content = read_json(path) if content is None else content
     expected = '{"images": [...], "annotations": [...], "categories": [...]}'
@@ -68,30 +68,57 @@ def read_coco_file(path: Path, content: Any = None) -> CocoFile:
             raise DataError(f"{path} is no COCO file: expected {expected}; {name!r} is no list of objects")
         parts.append(rows)
     file = CocoFile(path, *parts)
-    for name, key in (("images", "id"), ("categories", "id"), ("annotations", "image_id")):
-        if bad := sum(not isinstance(row.get(key), int | str) for row in getattr(file, name)):
-            raise DataError(f"{path}: {bad} of its {name} have no {key!r}")
-    if bad := sum(not isinstance(row.get("category_id"), int | float | str) for row in file.annotations):
-        raise DataError(f"{path}: {bad} of its annotations have no 'category_id' that is a number or a text")
-    ids = [image["id"] for image in file.images]
-    if len(set(ids)) < len(ids):
-        seen: set[int | str] = set()
-        doubled = [str(i) for i in ids if i in seen or seen.add(i)]
-        raise DataError(f"{path}: image ids must be different; given twice: {first_few(doubled)}")
+    ids = (("images", "id"), ("categories", "id"), ("annotations", "image_id"), ("annotations", "category_id"))
+    for name, key in ids:
+        _clean_ids(path, name, getattr(file, name), key)
+    _check_image_ids(path, [image["id"] for image in file.images])
+    for category in file.categories:
+        name = as_name(category.get("name"))
+        category["name"] = plain_name(name) if isinstance(name, str) else None
     names: dict[int | str, Any] = {}
     for category in file.categories:
-        names.setdefault(category["id"], category.get("name"))
-    if doubled := [c for c in file.categories if c.get("name") != names[c["id"]]]:
-        meant = [f"{c['id']} is both {names[c['id']]!r} and {c.get('name')!r}" for c in doubled[:3]]
+        names.setdefault(category["id"], category["name"])
+    if doubled := [c for c in file.categories if c["name"] != names[c["id"]]]:
+        meant = [f"{c['id']} is both {names[c['id']]!r} and {c['name']!r}" for c in doubled[:3]]
         more = f" (and {len(doubled) - 3} more)" if len(doubled) > 3 else ""
         raise DataError(f"{path}: category ids must mean one class each; {', '.join(meant)}{more}")
     known = set(names)
-    file.used = {annotation.get("category_id") for annotation in file.annotations}
+    file.used = {annotation["category_id"] for annotation in file.annotations}
     if unknown := file.used - known:
+        if twins := sorted((u for u in unknown if twin_id(u) in known), key=str):
+            raise DataError(f"{path}: {_types_differ('category_id', twins[0], 'the categories have')}")
         raise DataError(
             f"{path}: annotations have categories that it does not list: {first_few(sorted(map(str, unknown)))}"
         )
     return file
+
+
+def _clean_ids(path: Path, name: str, rows: list[dict[str, Any]], key: str) -> None:
+    bad = []
+    for row in rows:
+        value = row.get(key)
+        if type(value) is not int and type(value) is not str:
+            row[key] = as_id(value)
+            if row[key] is None:
+                bad.append(value)
+    if bad:
+        example = f", e.g. {shown(bad[0], 60)}" if bad[0] is not None else ""
+        raise DataError(f"{path}: {len(bad)} of its {name} have no {key!r} that is a number or a text{example}")
+
+
+def _check_image_ids(path: Path, ids: list[int | str]) -> None:
+    known = set(ids)
+    if len(known) < len(ids):
+        doubled = [str(i) for i, count in Counter(ids).items() if count > 1]
+        raise DataError(f"{path}: image ids must be different; given twice: {first_few(doubled)}")
+    texts = [i for i in known if isinstance(i, str)]
+    if len(texts) < len(known) and (twins := [i for i in texts if twin_id(i) in known]):
+        raise DataError(f"{path}: image ids must be different; {twins[0]!r} is there as a text and as a number")
+
+
+def _types_differ(key: str, value: int | str, who: str) -> str:
+    kinds = ("a number", "the text") if isinstance(value, int) else ("text", "the number")
+    return f"{key} {value!r} is {kinds[0]} where {who} {kinds[1]} {twin_id(value)!r}; write both in the same type"
 
 
 def merge_categories(
@@ -139,171 +166,169 @@ def merge_categories(
     return categories
 
 
-def checked_box(values: Any, width: int, height: int) -> tuple[list[float] | None, str | None]:
-    """COCO's [x, y, w, h] -> (xyxy inside the picture or None, kind of fault or None)."""
-    if not isinstance(values, list | tuple) or len(values) != 4 or not all(isinstance(v, numbers.Real) for v in values):
-        return None, "malformed"
-    x, y, w, h = map(float, values)
-    if not all(map(math.isfinite, (x, y, w, h))):
-        return None, "not_finite"
-    return clipped_box(x, y, x + w, y + h, width, height)
-
-
-def clipped_box(
-    x1: float, y1: float, x2: float, y2: float, width: int, height: int
-) -> tuple[list[float] | None, str | None]:
-    """Finite corners -> (the part inside the picture or None, kind of fault or None)."""
-    if x2 <= x1 or y2 <= y1:
-        return None, "empty"
-    box = [min(max(x1, 0.0), width), min(max(y1, 0.0), height), min(max(x2, 0.0), width), min(max(y2, 0.0), height)]
-    # Compared as float32, which is what boxes are kept as.
-    if np.float32(box[2]) <= np.float32(box[0]) or np.float32(box[3]) <= np.float32(box[1]):
-        return None, "outside"
-    reach = max(-x1, -y1, x2 - width, y2 - height)
-    return box, "clipped" if reach > EDGE_TOLERANCE else None
-
-
-def make_item(
-    path: Path, image_id: int | str, width: int, height: int, rows: list[tuple], **more: Any
-) -> DetectionItem:
-    """An item of (box, label, id, iscrowd, area) rows."""
-    boxes, labels, ids, crowd, area = zip(*rows) if rows else ((), (), (), (), ())
-    return DetectionItem(
-        path,
-        image_id,
-        width,
-        height,
-        np.array(boxes, dtype=np.float32).reshape(-1, 4),
-        np.array(labels, dtype=np.int64),
-        np.array(ids, dtype=np.int64),
-        np.array(crowd, dtype=bool),
-        np.array(area, dtype=np.float64),
-        **more,
-    )
-
-
-def _size(image: Mapping[str, Any], where: str) -> tuple[int, int]:
-    size = image.get("width"), image.get("height")
-    if not all(isinstance(side, numbers.Real) and math.isfinite(side) and side >= 1 for side in size):
-        raise DataError(f"{where}: width and height must be pixels, at least 1; got {size}")
-    if size[0] * size[1] > MAX_PIXELS:
-        raise DataError(f"{where}: {size[0]} x {size[1]} pixels are more than the limit of {MAX_PIXELS}")
-    return int(size[0]), int(size[1])
+def _size(image: Mapping[str, Any], where: str, place: Mapping[str, Any], report: DetectionReport) -> tuple[int, int]:
+    """Pixels, as the annotation says; of the picture itself where it says nothing that can be."""
+    given = image.get("width"), image.get("height")
+    width, height = map(as_number, given)
+    if width is None or height is None or min(width, height) < 1 or width % 1 or height % 1:
+        try:
+            width, height = picture_size(place)
+        except DataError as error:
+            raise DataError(
+                f"{where}: width and height must be pixels, at least 1; got ({shown(given[0], 40)}, "
+                f"{shown(given[1], 40)}), and they cannot be read from the picture: {error}"
+            ) from error
+        report.add("sizes", where)
+    if width * height > MAX_PIXELS:
+        raise DataError(f"{where}: {width:.0f} x {height:.0f} pixels are more than the limit of {MAX_PIXELS}")
+    return int(width), int(height)
 
 
 def coco_items(
     file: CocoFile,
-    images: Path,
-    category_ids: Sequence[int],
+    tree: Tree,
+    folders: Sequence[str],
+    category_ids: Sequence[int | str],
     report: DetectionReport,
     missing_images: str = "error",
-    locate: Callable[[Mapping[str, Any]], str] = lambda image: image.get("file_name"),
+    locate: Callable[[Mapping[str, Any]], Any] = lambda image: image.get("file_name"),
     extras: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda image: {},
     only: set[int | str] | None = None,
-    members: frozenset[str] | None = None,
 ) -> list[DetectionItem]:
     """Items of a file in ascending order of image ids, annotations in the file's order.
 
     Args:
-        images: folder that the pictures' names are relative to.
+        tree: what holds the pictures. folders: below it, where their names may be relative to; the one that has most
+            of them counts, of equal ones the first.
         category_ids: in label order.
         report: counts what is met.
         missing_images: "error", or "skip" to leave absent pictures out, counted.
-        locate: image -> its path below `images`. extras: image -> further fields of the item.
+        locate: image -> its name. extras: image -> further fields of the item.
         only: ids of the images to read; None for all.
-        members: names in the archive `images`, whose pictures lie in a folder of the file's name; None for a folder.
 
     Raises:
-        DataError: an image without name or size, absent pictures (the first few and their number), or annotations of
-            which none belongs to an image.
+        DataError: an image without name or size, absent pictures (the first few and their number), a name that leads
+            out of the tree, annotations of which none belongs to an image, or none has a box that can be used.
     """
     if missing_images not in ("error", "skip"):
         raise ConfigError(f"missing_images must be 'error' or 'skip', not {missing_images!r}")
     labels = {category: label for label, category in enumerate(category_ids)}
     chosen = [image for image in file.images if only is None or image["id"] in only]
     chosen.sort(key=lambda image: (isinstance(image["id"], str), image["id"]))
-    chosen = _present(file, images, chosen, report, missing_images, locate, members)
-    by_image: dict[int | str, list[dict[str, Any]]] = {image["id"]: [] for image, _ in chosen}
+    present = _present(file, tree, folders, chosen, report, missing_images, locate)
+    by_image = _by_image(file, {image["id"] for image, _ in present}, report)
+    dropped = DetectionReport()
+    shapes = BoxShapes()
+    items = []
+    for image, name in present:
+        where, place = f"{file.path.name}: image {image['id']}", tree.place(name)
+        width, height = _size(image, where, place, report)
+        rows: list[tuple] = []
+        for annotation in by_image[image["id"]]:
+            if (row := _row(file, annotation, labels, width, height, where, report, dropped, shapes)) is not None:
+                rows.append(row)
+        count_doubled(rows, where, report)
+        if not rows:
+            report.add("empty_images", where)
+        report.images += 1
+        report.boxes += len(rows)
+        items.append(make_item(image_id=image["id"], width=width, height=height, rows=rows, **place, **extras(image)))
+    if sum(map(len, by_image.values())) and not any(len(item) for item in items):
+        raise DataError(
+            f"{file.path}: none of its annotations has a box that can be used: {'; '.join(dropped.lines())}; expected "
+            "'bbox': [x, y, width, height] in pixels, or polygons or a mask in 'segmentation'"
+        )
+    shapes.judge(file.path, report)
+    return items
+
+
+def _row(
+    file: CocoFile,
+    annotation: Mapping[str, Any],
+    labels: Mapping[int | str, int],
+    width: int,
+    height: int,
+    where: str,
+    report: DetectionReport,
+    dropped: DetectionReport,
+    shapes: BoxShapes,
+) -> tuple | None:
+    """(box, label, id, iscrowd, area) of an annotation; None if it has no usable box."""
+    number = as_id(annotation.get("id"))
+    about = f"{where}, annotation {shown(annotation.get('id'), 40)}"
+    crowd = as_mark(annotation.get("iscrowd"))
+    if crowd is None:
+        raise DataError(f"{file.path}: {about}: iscrowd must be 0 or 1, not {shown(annotation['iscrowd'], 60)}")
+    box, fault, from_outline = annotated_box(annotation, width, height)
+    for kind in filter(None, (fault, "outlines" if from_outline else None)):
+        example = f"{about}: {shown(annotation.get('bbox'), 80)}"
+        report.add(kind, example)
+        if box is None:
+            dropped.add(kind, example)
+    if not from_outline:
+        shapes.see(annotation.get("bbox"), fault, width, height)
+    if box is None:
+        return None
+    area = as_number(annotation.get("area"))
+    if area is None or area <= 0:
+        area = (box[2] - box[0]) * (box[3] - box[1])
+    number = number if isinstance(number, int) and -(2**63) <= number < 2**63 else -1
+    return box, labels[annotation["category_id"]], number, crowd, area
+
+
+def _by_image(file: CocoFile, wanted: set[int | str], report: DetectionReport) -> dict[int | str, list[dict[str, Any]]]:
+    """Image id -> its annotations. Raises DataError if ids of annotations and images differ in type, or all do."""
+    found: dict[int | str, list[dict[str, Any]]] = {key: [] for key in wanted}
     listed = {image["id"] for image in file.images}
-    seen: set[int] = set()
-    for position, annotation in enumerate(file.annotations):
-        name = annotation.get("id")
-        name = name if isinstance(name, int | float | str) else f"number {position}"
-        if annotation["image_id"] not in listed:
-            report.add("orphaned", f"{file.path.name}: annotation {name} of image {annotation['image_id']}")
-            continue
-        if annotation["image_id"] not in by_image:
-            continue  # its picture is left out: not asked for, or counted as missing
-        if name in seen:
-            report.add("doubled_ids", f"{file.path.name}: {name}")
-        seen.add(name)
-        by_image[annotation["image_id"]].append(annotation)
     if file.annotations and not any(annotation["image_id"] in listed for annotation in file.annotations):
         raise DataError(
             f"{file.path}: none of the {len(file.annotations)} annotations belongs to a listed image, e.g. image_id "
             f"{file.annotations[0]['image_id']!r} where images have ids like {next(iter(listed), None)!r}; make them "
             "agree (numbers and text differ)"
         )
-    items = []
-    for image, path in chosen:
-        where = f"{file.path.name}: image {image['id']}"
-        width, height = _size(image, where)
-        rows = []
-        for annotation in by_image[image["id"]]:
-            box, fault = checked_box(annotation.get("bbox"), width, height)
-            if fault:
-                report.add(fault, f"{where}, annotation {annotation.get('id')}: {annotation.get('bbox')}")
-            if box is None:
-                continue
-            area = annotation.get("area")
-            if not isinstance(area, numbers.Real) or not math.isfinite(area) or area <= 0:
-                area = (box[2] - box[0]) * (box[3] - box[1])
-            number = annotation.get("id")
-            number = number if isinstance(number, int) else -1
-            label = labels[annotation["category_id"]]
-            rows.append((box, label, number, bool(annotation.get("iscrowd", 0)), float(area)))
-        if not rows:
-            report.add("empty_images", where)
-        report.images += 1
-        report.boxes += len(rows)
-        more = extras(image)
-        if members is not None:
-            path, more = images, {**more, "member": path.as_posix()}
-        items.append(make_item(path, image["id"], width, height, rows, **more))
-    return items
+    seen: set[int | str] = set()
+    for position, annotation in enumerate(file.annotations):
+        name = as_id(annotation.get("id"))
+        name = f"number {position}" if name is None else name
+        image = annotation["image_id"]
+        if image not in listed:
+            if twin_id(image) in listed:
+                raise DataError(f"{file.path}: {_types_differ('image_id', image, 'the images have')}")
+            report.add("orphaned", f"{file.path.name}: annotation {name} of image {image}")
+            continue
+        if image not in found:
+            continue  # its picture is left out: not asked for, or counted as missing
+        if name in seen:
+            report.add("doubled_ids", f"{file.path.name}: {name}")
+        seen.add(name)
+        found[image].append(annotation)
+    return found
 
 
 def _present(
     file: CocoFile,
-    folder: Path,
+    tree: Tree,
+    folders: Sequence[str],
     images: list[dict[str, Any]],
     report: DetectionReport,
     missing_images: str,
-    locate: Callable[[Mapping[str, Any]], str],
-    members: frozenset[str] | None = None,
-) -> list[tuple[dict[str, Any], Path]]:
-    """Images with their paths, inside the archive if `members` are given; lists each folder once.
-
-    Absent pictures raise, or are counted and left out.
-    """
-    content: dict[Path, set[str]] = {}
-    there, absent = [], []
+    locate: Callable[[Mapping[str, Any]], Any],
+) -> list[tuple[dict[str, Any], str]]:
+    """Images with the names of their pictures in the tree. Absent ones raise, or are counted and left out."""
+    names = []
     for image in images:
         name = locate(image)
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or not name.strip():
             raise DataError(f"{file.path}: image {image['id']} has no file name")
-        path = Path(file.path.stem) / name if members is not None else folder / name
-        if members is not None:
-            content[path.parent] = {path.name} if path.as_posix() in members else set()
-        elif path.parent not in content:
-            try:
-                content[path.parent] = set(os.listdir(path.parent))
-            except OSError:
-                content[path.parent] = set()
-        if path.name in content[path.parent]:
-            there.append((image, path))
-        else:
-            absent.append(path)
+        names.append(name)
+    best: list[str | None] = []
+    for folder in folders:
+        found = [tree.find(name, folder) for name in names]
+        if not best or found.count(None) < best.count(None):
+            best = found
+        if None not in best:
+            break
+    absent = [tree.where(f"{folders[0]}/{name}".lstrip("/")) for name, found in zip(names, best) if found is None]
     if absent and missing_images == "error":
         raise DataError(
             f"{file.path} names {len(absent)} of {len(images)} pictures that are absent: {first_few(absent, 3)}; "
@@ -312,6 +337,10 @@ def _present(
         )
     for path in absent:
         report.add("missing_images", str(path))
+    there = [(image, found) for image, found in zip(images, best) if found is not None]
+    counts = Counter(found for _, found in there)
+    for found in (name for name, count in counts.items() if count > 1):
+        report.add("doubled_pictures", found)
     return there
 
 
@@ -331,85 +360,65 @@ def read_coco_splits(
     Raises:
         DataError, ClassNamesError: files absent, broken, or contradicting each other.
     """
-    report = DetectionReport()
     files = {split: read_coco_file(path) for split, (path, _) in splits.items()}
-    rename, class_names = more.pop("rename", None), more.pop("class_names", None)
+    places = {split: (Tree(folder, unwrap=False), ("",)) for split, (_, folder) in splits.items()}
+    return _put_together(name, files, places, missing_images, **more)
+
+
+def _put_together(
+    name: str,
+    files: Mapping[str, CocoFile],
+    places: Mapping[str, tuple[Tree, Sequence[str]]],
+    missing_images: str,
+    class_names: Sequence[str] | None = None,
+    rename: Mapping[int, str] | None = None,
+    **more: Any,
+) -> DetectionData:
+    report = DetectionReport()
     categories = merge_categories(list(files.values()), report, rename, class_names)
     ids, names = [category["id"] for category in categories], [category["name"] for category in categories]
-    items = {
-        split: coco_items(files[split], folder, ids, report, missing_images) for split, (_, folder) in splits.items()
-    }
+    items = {s: coco_items(file, *places[s], ids, report, missing_images) for s, file in files.items()}
     return make_detection_data(name, names, ids, items, report, **more)
 
 
-def find_splits(folder: Path) -> dict[str, tuple[Path, Path]]:
-    """Annotation files and picture folders of a folder in one of the module's layouts; empty if it has none."""
-    found: dict[str, tuple[Path, Path]] = {}
-    for split in SPLITS:
-        for word in SPLIT_WORDS[split]:
-            candidates = [(folder / word / file, folder / word) for file in FILE_NAMES]
-            candidates += [(folder / f"{word}_{file.lstrip('_')}", folder) for file in FILE_NAMES[1:]]
-            candidates += [(folder / f"{word}.json", folder / word)]
-            candidates += [
-                (folder / "annotations" / f"instances_{word}{year}.json", folder / f"{word}{year}")
-                for year in ("2017", "2014", "")
-            ]
-            pair = next((pair for pair in candidates if pair[0].is_file()), None)
-            if pair is not None:
-                found.setdefault(split, pair)
-    return found
-
-
 def read_coco(
-    path: Path, name: str | None = None, class_names: Sequence[str] | None = None, missing_images: str = "error"
+    path: Path,
+    name: str | None = None,
+    class_names: Sequence[str] | None = None,
+    missing_images: str = "error",
+    seed: int | None = None,
 ) -> DetectionData:
-    """A folder or archive in one of the module's layouts, or one COCO JSON file (all of it becomes the test split).
+    """A folder or zip archive in one of `coco_layout`'s layouts, or one COCO JSON file.
 
     Args:
         name: of the data set; None for the folder's or file's.
         class_names: instead of the files' names, in the order of category ids.
         missing_images: "error", or "skip" to leave absent pictures out, counted.
+        seed: one file of all pictures is divided into splits with it, see `sampling.divide` (a file whose name says a
+            split becomes that split); None: all of it is the test split.
 
     Raises:
         DataError: no such layout, or anything absent, broken or contradictory.
     """
     path = Path(path)
-    if path.suffix.lower() == ".zip":
-        return read_coco_archive(path, name, class_names, missing_images)
-    if path.is_file():
-        beside = path.with_suffix("")
-        splits = {"test": (path, beside if beside.is_dir() else path.parent)}
+    if path.is_file() and path.suffix.lower() != ".zip":
+        within = path.parent.name.casefold() in ("annotations", "annotation") and path.parent.parent.is_dir()
+        tree = Tree(path.parent.parent if within else path.parent, unwrap=False)
+        inner = path.relative_to(tree.path).as_posix()
+        found = {"": Annotated(inner, picture_folders_of_one(tree, inner))}
     else:
-        splits = find_splits(path)
-        if not splits:
-            raise DataError(
-                f"{path} holds no COCO annotations; expected train/_annotations.coco.json (Roboflow), "
-                "annotations/instances_train2017.json (COCO), or train.json beside train/"
-            )
-    return read_coco_splits(name or path.stem, splits, missing_images, class_names=class_names)
-
-
-def read_coco_archive(
-    path: Path, name: str | None = None, class_names: Sequence[str] | None = None, missing_images: str = "error"
-) -> DetectionData:
-    """A zip archive with {train,val,test}.json and pictures in folders of these names. Arguments as for `read_coco`."""
-    report = DetectionReport()
-    found = {}
-    try:
-        with reading.Archive(path) as archive:
-            members = frozenset(archive.names)
-            for split in SPLITS:
-                if (inner := f"{split}.json") in archive:
-                    text = archive.read(inner, reading.MAX_TEXT_BYTES)
-                    found[split] = reading.parse_json(text, f"{path}::{inner}", nonfinite=True)
-    except DataError as error:
-        raise DataError(f"cannot read the COCO annotations in {path}: {error}") from error
-    files = {split: read_coco_file(path / f"{split}.json", content) for split, content in found.items()}
-    if not files:
-        raise DataError(f"{path} holds no COCO annotations; expected train.json, val.json or test.json at its top")
-    categories = merge_categories(list(files.values()), report, class_names=class_names)
-    ids, names = [category["id"] for category in categories], [category["name"] for category in categories]
-    items = {
-        split: coco_items(file, path, ids, report, missing_images, members=members) for split, file in files.items()
-    }
-    return make_detection_data(name or path.stem, names, ids, items, report)
+        tree = Tree(path)
+        found = find_coco(tree)
+    if not found:
+        raise DataError(f"{path} holds no COCO annotations; {EXPECTED}")
+    files = {}
+    for split, one in found.items():
+        where = tree.where(one.file)
+        content = tree.read(one.file, "COCO annotations (JSON)")
+        files[split or "test"] = read_coco_file(where, parse_coco_json(content, where))
+    places = {split or "test": (tree, one.folders) for split, one in found.items()}
+    data = _put_together(name or named_after(path), files, places, missing_images, class_names)
+    if "" not in found:
+        return data
+    said = split_of_file(found[""].file.rpartition("/")[2])
+    return divide(data, seed, tree, said)

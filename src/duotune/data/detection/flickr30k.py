@@ -8,7 +8,6 @@ train.txt, val.txt, test.txt    IDs
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import DataError
+from ...reading import parse_xml, read_bytes
 from ..split_file import check_present, read_lines
 from .base import DetectionData, DetectionItem, make_detection_data
-from .coco import clipped_box, make_item
+from .boxes import clipped_box, make_item
 from .report import DetectionReport
 
 MARK = re.compile(r"\[/EN#(\d+)(?:/[^\s\]]*)?\s+([^\]]*)\]")
@@ -44,7 +44,7 @@ def parse_sentence(line: str) -> tuple[str, dict[str, list[tuple[int, int]]]]:
 def read_annotation(path: Path) -> tuple[int, int, dict[str, list[tuple[float, ...]]]]:
     """(width, height, entity -> boxes xyxy). Raises DataError if the file is absent or of another form."""
     try:
-        root = ElementTree.parse(path).getroot()
+        root = parse_xml(read_bytes(path, "an annotation of Flickr30k Entities (XML)"), str(path))
         width, height = (int(root.find(f"size/{side}").text) for side in ("width", "height"))
         boxes: dict[str, list[tuple[float, ...]]] = {}
         for thing in root.findall("object"):
@@ -52,7 +52,7 @@ def read_annotation(path: Path) -> tuple[int, int, dict[str, list[tuple[float, .
                 box = tuple(float(corners.find(corner).text) for corner in ("xmin", "ymin", "xmax", "ymax"))
                 for name in thing.findall("name"):
                     boxes.setdefault(str(name.text), []).append(box)
-    except (OSError, ElementTree.ParseError, AttributeError, ValueError, TypeError) as error:
+    except (AttributeError, ValueError, TypeError) as error:
         raise DataError(f"cannot read {path}: {error}; expected an annotation of Flickr30k Entities (XML)") from error
     return width, height, boxes
 

@@ -19,6 +19,7 @@ from ..split_file import read_lines
 from .base import DetectionData, make_detection_data
 from .coco import coco_items, merge_categories, read_coco_file, read_json
 from .report import DetectionReport
+from .tree import Tree
 
 FREQUENCIES = ("r", "c", "f")  # rare: below 10 training pictures; common: below 100; frequent
 
@@ -81,13 +82,13 @@ def read_lvis(
         except (KeyError, TypeError) as error:
             raise DataError(f"{name}: image {image['id']} lists a category that is absent: {error}") from error
 
-    items = {}
+    items, tree = {}, Tree(images, unwrap=False)
     for split, file in files.items():
         only = read_image_ids(minival) if minival is not None and split == "val" else None
         if only is not None and (unknown := only - {image["id"] for image in file.images}):
             raise DataError(
                 f"{minival} names {len(unknown)} pictures that {file.path} does not list: {min(unknown)}, ..."
             )
-        items[split] = coco_items(file, Path(images), ids, report, missing_images, lvis_location, extras, only)
+        items[split] = coco_items(file, tree, ("",), ids, report, missing_images, lvis_location, extras, only)
     names = [category["name"] for category in categories]
     return make_detection_data(name, names, ids, items, report, frequencies=frequencies)

@@ -17,6 +17,7 @@ The lists that come with ODinW (`odinw.PUBLISHED_SHOTS`) were drawn once by its 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import random
 from collections.abc import Iterable
@@ -28,6 +29,7 @@ from ...errors import ConfigError, DataError
 from ...settings import check_whole
 from ..base import first_few
 from .base import DetectionData, DetectionItem
+from .tree import Tree
 
 logger = logging.getLogger(__name__)
 
@@ -89,6 +91,51 @@ def few_shot(data: DetectionData, num_shots: int, seed: int = 1) -> DetectionDat
             first_few([f"{name} ({count})" for name, count in few.items()]),
         )
     return replace(data, train=tuple(taken))
+
+
+def divide(
+    data: DetectionData,
+    seed: int | None,
+    tree: Tree,
+    said: str | None = None,
+    val_share: float = 0.2,
+    test_share: float = 0.3,
+) -> DetectionData:
+    """Data whose pictures are all in `test`, divided as class folders are; a note in the report says so.
+
+    A picture's split depends on the seed and its own name below the tree alone: a hash of both is a number in 0..1,
+    below `test_share` it is for testing, below the sum of both for validation. So adding pictures moves no other one.
+
+    Args:
+        seed: None: all stay in `test`.
+        said: the split that the file's name says; then all pictures become that one.
+
+    Raises:
+        DataError: no picture is left for training.
+    """
+    items, source = data.test, data.name
+    if seed is None:
+        if said is None:
+            note = f"{source} brings no splits: all of its {len(items)} pictures are the test split"
+            data.report.notes.append(note)
+        return data
+    if said is not None:
+        return replace(data, test=(), **{said: items})
+    parts: dict[str, list[DetectionItem]] = {"train": [], "val": [], "test": []}
+    for item in items:
+        digest = hashlib.sha256(f"{seed}:split:{tree.name_of(item)}".encode()).digest()
+        share = int.from_bytes(digest[:8], "big") / 2**64
+        parts["test" if share < test_share else "val" if share < test_share + val_share else "train"].append(item)
+    if not parts["train"]:
+        raise DataError(
+            f"{source} brings no splits, and dividing its {len(items)} pictures leaves none for training; sort them "
+            "into train, val and test (train.json beside train/, and so on)"
+        )
+    counts = ", ".join(f"{len(part)} {split}" for split, part in parts.items())
+    data.report.notes.append(
+        f"{source} brings no splits: its pictures were divided by their names (seed {seed}): {counts}"
+    )
+    return replace(data, **{split: tuple(part) for split, part in parts.items()})
 
 
 def fewer_pictures(data: DetectionData, num_shots: int) -> dict[str, int]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ....errors import DataError
 from ..base import DetectionData
-from ..coco import find_splits, read_coco_splits
+from ..coco import read_coco_splits
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class Coco2017:
         if root is None:
             raise DataError(f"data set {self.name!r} needs root, the folder that holds {self.folder}/")
         folder = Path(root).expanduser() / self.folder
-        splits = find_splits(folder)
+        names = {split: f"{split}2017" for split in ("train", "val")}
+        splits = {
+            split: (file, folder / name)
+            for split, name in names.items()
+            if (file := folder / "annotations" / f"instances_{name}.json").is_file()
+        }
         if not splits:
             raise DataError(f"no annotations/instances_train2017.json or instances_val2017.json in {folder}")
         return read_coco_splits(self.name, splits, missing_images)
