@@ -29,9 +29,8 @@ from .data.detection.torch_dataset import DetectionDataset, check_detection_imag
 from .data.images import content_stamp
 from .errors import ConfigError, DataError
 from .metrics import BoxPrediction, DetectionMetrics, PhraseRecall
-from .metrics.detection import LVIS_MAX_DETECTIONS
 from .model import PromptedDetector
-from .training.detection import detection_test_transform, find_boxes
+from .training.detection import detection_test_transform, find_boxes, measured_limits, padding_note
 from .training.detection_features import DetectionCollator
 from .writing import write_text
 
@@ -48,6 +47,7 @@ class _Result:
     items: tuple[DetectionItem, ...] = field(repr=False, default=())
     broken: dict[str, str] = field(default_factory=dict)
     resumed: int = 0
+    note: str = ""
 
     def to_json(self) -> str:
         values = {**self.metrics.to_dict(), "seconds": self.seconds, "broken": self.broken, "resumed": self.resumed}
@@ -57,7 +57,8 @@ class _Result:
         """The metrics' table, and what was measured."""
         skipped = f"; {len(self.broken)} images could not be read" if self.broken else ""
         earlier = f"; {self.resumed} of them found before" if self.resumed else ""
-        return f"{self.metrics}\n{self._count()} in {self.seconds:.1f} s{earlier}{skipped}"
+        note = f"\n{self.note}" if self.note else ""
+        return f"{self.metrics}\n{self._count()} in {self.seconds:.1f} s{earlier}{skipped}{note}"
 
     def _count(self) -> str:
         raise NotImplementedError
@@ -77,6 +78,7 @@ class DetectionResult(_Result):
         items: the pictures that were read, in their order.
         broken: name of each picture that could not be read (left out of everything else) -> why.
         resumed: pictures whose boxes an earlier call had found.
+        note: a sentence on what the numbers depend on beside model and data; "" if on nothing.
     """
 
     metrics: DetectionMetrics
@@ -146,8 +148,7 @@ def evaluate_detector(
     """
     check_limits(limits)
     items = _items(model, data, split)
-    if data.frequencies:
-        limits.setdefault("max_detections", LVIS_MAX_DETECTIONS)
+    limits = measured_limits(data.frequencies) | limits
     # no loss is computed, so any caption serves; boxes are those of all classes
     captions = OneCaption(model.method.all_captions[0])
     identity = _identity(model, data, split, batch_size, limits, [c.text for c in model.method.all_captions])
@@ -221,7 +222,8 @@ def _measure(
                 bar.update(len(part))
         found = tuple(memory.found[item.short_key] for item in good)
     metrics = count(good, found)
-    result = kind(metrics, found, time.perf_counter() - start, tuple(good), report.broken, resumed)
+    note = padding_note(good, batch_size, detection_test_transform(model.backbone), "a batch size of 1")
+    result = kind(metrics, found, time.perf_counter() - start, tuple(good), report.broken, resumed, note)
     if out is not None:
         write_text(Path(out) / METRICS, result.to_json() + "\n")
     return result

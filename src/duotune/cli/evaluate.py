@@ -37,7 +37,7 @@ HELP = "measure accuracy or AP on the test images of a data set"
 class Options:
     artifact: str | None = option(None, help="folder with prompt.safetensors and prompt.json", positional=True)
     data: str = option(
-        help="data set name, image folder, CSV file, saved Hugging Face data set, COCO folder, odinw_13 or odinw_35",
+        help="data set name, image folder, CSV file, saved Hugging Face data set, boxes (COCO, YOLO, VOC), odinw_13, _35",
         metavar="NAME|PATH",
     )
     root: str | None = option(None, help="folder that holds the named data sets", metavar="FOLDER")
@@ -48,7 +48,10 @@ class Options:
     backbone: str | None = option(None, help="for zero_shot; or where the artifact's backbone is now", metavar="NAME")
     template: str | None = option(None, help="prompt with one {} instead of the data set's own", metavar="TEXT")
     ensemble: bool = option(False, help="zero_shot with all templates of the data set")
-    batch_size: int | None = option(None, help="images per forward pass (default: 64; detectors: 1)")
+    batch_size: int | None = option(
+        None,
+        help="images per forward pass (default: 64; detectors: 1, as padding images of several sizes moves numbers)",
+    )
     workers: int = option(2, help="processes that decode images")
     cache_dir: str | None = option(None, help="folder of the feature cache", metavar="FOLDER")
     device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")

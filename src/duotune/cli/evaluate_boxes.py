@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, DuotuneError
 from .evaluate import tell_new_classes
 
 if TYPE_CHECKING:
@@ -49,7 +49,8 @@ def run(options: Options) -> int:
     from ..writing import write_text
 
     tasks = ODINW.get(options.data, (options.data,))
-    data = [load_detection(task, options.root).named_as_read() for task in tasks]
+    seed = 0 if trained_on(options.artifact, options.data) else None  # what training left for testing
+    data = [load_detection(task, options.root, seed).named_as_read() for task in tasks]
     for task in data:
         for fault in task.report.lines():  # the reader's own warning is silenced with those of the libraries
             print(f"data: {task.name}: {fault}" if len(data) > 1 else f"data: {fault}", file=sys.stderr)
@@ -67,6 +68,8 @@ def run(options: Options) -> int:
         results[task.name] = result
         for reason in result.broken.values():
             print(f"skipped: {reason}", file=sys.stderr)
+        if result.note:
+            print(f"note: {result.note}", file=sys.stderr)
         if not options.json:
             print(_shown(options, model, ordered, result), flush=True)
     if len(data) == 1:
@@ -82,6 +85,21 @@ def run(options: Options) -> int:
     if options.json:
         print(text)
     return 0
+
+
+def trained_on(artifact: str | None, data: str) -> bool:
+    """Whether the run that left an artifact was on these data, as the recipe beside the artifact says."""
+    if artifact is None:
+        return False
+    from ..recipes import load_recipe
+    from ..recipes.claim import WRITTEN
+
+    try:
+        said, here = Path(load_recipe(Path(artifact) / WRITTEN).data).expanduser(), Path(data).expanduser()
+        moved = not said.exists() and said.name == here.name
+        return moved or said.resolve() == here.resolve()
+    except (DuotuneError, OSError):
+        return False
 
 
 def _measure(options: Options, model: PromptedModel, data: DetectionData, folder: Path | None) -> Any:

@@ -53,7 +53,9 @@ class Recipe:
     )
     backbone: str = _say("", "embedded name, local folder or Hub id of a CLIP model or a detector", metavar="NAME")
     data: str = _say(
-        "", "data set name, image folder, CSV file, saved Hugging Face data set or COCO folder", metavar="NAME|PATH"
+        "",
+        "data set name, image folder, CSV file, saved Hugging Face data set, or boxes as COCO, YOLO or VOC",
+        metavar="NAME|PATH",
     )
     root: str | None = _say(None, "folder that holds the named data sets", metavar="FOLDER")
     shots: int | None = _say(None, "training images per class; 0 takes all (default: 16; detectors: 0)")

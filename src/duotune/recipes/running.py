@@ -106,7 +106,7 @@ class Outcome:
 def load_data(recipe: Recipe) -> ClassificationData | DetectionData:
     """The recipe's data set, its classes and shots."""
     if recipe.kind == "detection":
-        boxes = load_detection(recipe.data, recipe.root).named_as_read()
+        boxes = load_detection(recipe.data, recipe.root, seed=0).named_as_read()
         return boxes.few_shot(recipe.shots, recipe.seed) if recipe.shots else boxes
     data = load_dataset(recipe.data, recipe.root).subset(recipe.classes)
     if recipe.shots:
@@ -238,6 +238,8 @@ def _run(
         artifacts.save(model.eval(), folder)
         write_text(folder / WRITTEN, written)
     result = _test(model, data, arguments, progress) if data.test else None
+    if note := getattr(result, "note", ""):
+        say(f"note: {note}")
     seconds = time.perf_counter() - start
     outcome = Outcome(recipe, name or recipe.method, folder, model, data, result, seconds, curve, broken)
     row = outcome.summary()

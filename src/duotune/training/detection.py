@@ -10,11 +10,12 @@ What differs from a classifier's training: the arguments' defaults, the data set
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor
@@ -27,6 +28,7 @@ from ..data.detection.torch_dataset import DetectionDataset, check_detection_ima
 from ..data.detection.transforms import DetectionTransform, no_augmentation
 from ..errors import ConfigError, TrainingError
 from ..metrics import BoxPrediction, DetectionMetrics
+from ..metrics.detection import LVIS_MAX_DETECTIONS
 from ..model import PromptedDetector
 from .arguments import PromptTrainingArguments
 from .detection_features import DetectionCollator, MapsDataset, MapStore, SizeGroupedSampler, with_maps
@@ -217,6 +219,13 @@ class DetectionTrainer(PromptTrainer):
 
     # what is measured
 
+    def remarks(self) -> list[str]:
+        """As of any trainer, and that padding moves the numbers of validation."""
+        items = getattr(self.eval_dataset, "items", ())
+        size, test = self.args.per_device_eval_batch_size, detection_test_transform(self.model.backbone)
+        note = padding_note(items, size, test, "--training per_device_eval_batch_size=1")
+        return [*super().remarks(), *([note] if note else [])]
+
     def evaluate(
         self, eval_dataset: Dataset | None = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
@@ -231,7 +240,9 @@ class DetectionTrainer(PromptTrainer):
         dataset = eval_dataset if eval_dataset is not None else self.eval_dataset
         if dataset is None:
             raise ConfigError("there are no validation pictures to measure on")
-        limits = {} if self.args.score_threshold is None else {"score_threshold": self.args.score_threshold}
+        limits = measured_limits(self._frequencies)
+        if self.args.score_threshold is not None:
+            limits["score_threshold"] = self.args.score_threshold
         wanted, size = self.args.metric_for_best, self.args.per_device_eval_batch_size
         batches = [list(range(len(dataset))[start : start + size]) for start in range(0, len(dataset), size)]
         own = range(self.args.process_index, len(batches), self.args.world_size)
@@ -280,6 +291,29 @@ class DetectionTrainer(PromptTrainer):
             dtype: "float32", or "float16" to round come what may.
         """
         return super().save_artifact(folder, "float32" if dtype == "auto" else dtype)
+
+
+def measured_limits(frequencies: Sequence[str]) -> dict[str, float]:
+    """What a detector's own limits are replaced by where AP is measured: LVIS counts more boxes per picture."""
+    return {"max_detections": LVIS_MAX_DETECTIONS} if frequencies else {}
+
+
+def padding_note(items: Sequence[DetectionItem], batch_size: int, transform: DetectionTransform, how: str) -> str:
+    """A sentence if pictures of several sizes are measured in batches, which pads them; else "".
+
+    Args:
+        transform: of testing, which draws nothing. how: the way to batches of one picture.
+    """
+    if batch_size == 1:
+        return ""
+    sizes = [transform.draw((item.height, item.width), np.random.default_rng(0))[0] for item in items]
+    batches = (set(sizes[start : start + batch_size]) for start in range(0, len(sizes), batch_size))
+    if all(len(batch) == 1 for batch in batches):
+        return ""
+    return (
+        f"batches of {batch_size} hold pictures of several sizes, which are padded to the largest; padding moves boxes "
+        f"and scores, so the numbers depend on the batch size: {how} measures without it"
+    )
 
 
 def find_boxes(

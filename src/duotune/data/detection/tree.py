@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from ...errors import DataError
-from ...reading import Archive, read_bytes, shown
+from ...reading import MAX_TEXT_BYTES, Archive, read_bytes, shown
 from ..images import is_image_name
 from ..layout import is_about, is_junk, plain_name, split_of
 from .base import DetectionItem
@@ -128,7 +128,7 @@ class Tree:
         if not self.is_archive:
             return read_bytes(self.path / self._real(name), what)
         with Archive(self.path, what) as archive:
-            return archive.read(self._real(name))
+            return archive.read(self._real(name), MAX_TEXT_BYTES)
 
     def read_many(self, names: list[str], what: str) -> Iterator[bytes]:
         """The contents of many small files, the archive opened once."""
