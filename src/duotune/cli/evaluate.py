@@ -37,7 +37,7 @@ HELP = "measure accuracy or AP on the test images of a data set"
 class Options:
     artifact: str | None = option(None, help="folder with prompt.safetensors and prompt.json", positional=True)
     data: str = option(
-        help="data set name, image folder, CSV file, saved Hugging Face data set, boxes (COCO, YOLO, VOC), odinw_13, _35",
+        help="data set name, image folder, CSV file, saved Hugging Face data set, COCO, YOLO or VOC boxes, odinw_13",
         metavar="NAME|PATH",
     )
     root: str | None = option(None, help="folder that holds the named data sets", metavar="FOLDER")
