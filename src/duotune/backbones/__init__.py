@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import json
 import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError, UnknownNameError
+from ..reading import MAX_DESCRIPTION_BYTES, read_json
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -159,12 +159,10 @@ def _model_type(name: str, source: str) -> str:
         config = Path(source) / "config.json"
         if not config.is_file():
             raise DataError(f"{name!r} is a folder without config.json; expected a Hugging Face model folder")
-        try:
-            return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
-        except (ValueError, OSError) as error:
-            raise DataError(f"{config} is not valid JSON ({error})") from error
-        except (KeyError, TypeError) as error:
-            raise DataError(f"{config} names no model_type; expected that of a Hugging Face model") from error
+        content = read_json(config, "a Hugging Face model's configuration", limit=MAX_DESCRIPTION_BYTES, wide=True)
+        if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
+            raise DataError(f"{config} names no model_type; expected that of a Hugging Face model")
+        return content["model_type"]
     from transformers import PreTrainedConfig
 
     try:

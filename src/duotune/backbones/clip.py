@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import ClassNamesError, DataError
+from ..errors import ClassNamesError
 from .base import DualEncoder, TextEnds, TextSequence, TextTokens, VisionPrompts
+from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
 from .layers import PackedTexts, text_layer, vision_layer
 
 KEPT_PER_ROW = 14
@@ -140,28 +141,23 @@ def load_clip(name: str, source: str | Path, dtype: torch.dtype | None, device: 
     from transformers import AutoTokenizer, CLIPModel
     from transformers.image_processing_base import ImageProcessingMixin
 
-    try:
+    with guarded(name, source, "CLIP model"):
+        check_files(name, source)
         model, report = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True)
+        check_report(name, report, "CLIPModel")
         tokenizer = AutoTokenizer.from_pretrained(source)
+        text = model.config.text_config
+        # 2 stands in the configuration of OpenAI's models, whose text ends at the highest id
+        check_tokenizer(name, tokenizer, text.vocab_size, [text.eos_token_id] if text.eos_token_id != 2 else [])
         processor, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise DataError(
-            f"cannot load the CLIP model {name!r}: {first}; expected a folder with config.json, model.safetensors, "
-            "tokenizer and preprocessor files, or a Hub id that is in the local cache or reachable"
-        ) from error
-    if report["missing_keys"]:
-        missing = sorted(report["missing_keys"])
-        raise DataError(
-            f"{name!r} lacks {len(missing)} weights of a CLIPModel (first: {missing[0]}); is the file complete?"
+        check_side(name, image_size=model.config.vision_config.image_size)
+        mean, std = check_normalisation(
+            name,
+            processor.get("image_mean", (0.48145466, 0.4578275, 0.40821073)),
+            processor.get("image_std", (0.26862954, 0.26130258, 0.27577711)),
+            1.0,
         )
-    backbone = ClipBackbone(
-        name,
-        model,
-        tokenizer,
-        processor.get("image_mean", (0.48145466, 0.4578275, 0.40821073)),
-        processor.get("image_std", (0.26862954, 0.26130258, 0.27577711)),
-    )
+        backbone = ClipBackbone(name, model, tokenizer, mean, std)
     if dtype is None and torch.device(device).type == "cpu":
         dtype = torch.float32
     return backbone.to(device=device, dtype=dtype)

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ArtifactError, DataError
 from ..grounding import Caption, CaptionPrompt, build_caption
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, WindowTokens
+from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
 
 LINEAR_PROBE = ("bbox_pred.", "centerness.", "dot_product_projection_text.", "log_scale", "bias_lang", "bias0")
 """What GLIP's linear probing trains of the head: all that anything reads, but the factors of the levels."""
@@ -47,20 +47,18 @@ class GlipBackbone(Detector):
         """
         from ..models.glip import GlipForObjectDetection, GlipProcessor
 
-        try:
+        with guarded(name, source, "GLIP model"):
+            check_files(name, source)
             model, report = GlipForObjectDetection.from_pretrained(source, dtype="auto", output_loading_info=True)
+            check_report(name, report, "GLIP")
             processor = GlipProcessor.from_pretrained(source)
-        except (OSError, ValueError, ArtifactError) as error:
-            raise DataError(
-                f"cannot load the GLIP model {name!r}: {str(error).strip().splitlines()[0]}; expected a folder with "
-                "config.json, model.safetensors, tokenizer and preprocessor files, or a Hub id that is in the local "
-                "cache or reachable"
-            ) from error
-        if missing := sorted(report["missing_keys"]):
-            raise DataError(f"{name!r} lacks {len(missing)} weights of a GLIP (first: {missing[0]}); is it complete?")
+            check_tokenizer(name, processor.tokenizer, model.config.text_config.vocab_size)
+            check_side(name, short_side=processor.short_side, long_side=processor.long_side)
+            check_normalisation(name, processor.pixel_mean, processor.pixel_std, 255.0)
+            backbone = cls(name, model, processor)
         if dtype is None and torch.device(device).type == "cpu":
             dtype = torch.float32
-        return cls(name, model, processor).to(device=device, dtype=dtype)
+        return backbone.to(device=device, dtype=dtype)
 
     # ------------------------------------------------------------------ what goes in
 

@@ -36,6 +36,7 @@ from ..models.grounding_dino.image import is_swin
 from ..models.grounding_dino.losses import corners
 from ..models.grounding_dino.text import DELIMITERS
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, Port, WindowTokens
+from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
 
 MAX_DETECTIONS = 300
 """Boxes per picture in the evaluation of the authors."""
@@ -94,25 +95,21 @@ class GroundingDinoBackbone(Detector):
         """
         from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
-        try:
+        with guarded(name, source, "Grounding DINO model"):
+            check_files(name, source)
             model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
                 source, dtype="auto", output_loading_info=True
             )
+            check_report(name, report, "Grounding DINO")
             tokenizer, pictures = AutoTokenizer.from_pretrained(source), Pictures.from_pretrained(source)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"cannot load the Grounding DINO model {name!r}: {str(error).strip().splitlines()[0]}; expected a "
-                "folder with config.json, model.safetensors, tokenizer and preprocessor files, or a Hub id that is in "
-                "the local cache or reachable"
-            ) from error
-        if missing := sorted(report["missing_keys"]):
-            raise DataError(
-                f"{name!r} lacks {len(missing)} weights of a Grounding DINO (first: {missing[0]}); is it complete?"
-            )
-        check_delimiters(name, tokenizer)
+            check_tokenizer(name, tokenizer, model.config.text_config.vocab_size)
+            check_delimiters(name, tokenizer)
+            check_side(name, short_side=pictures.short_side, long_side=pictures.long_side)
+            check_normalisation(name, pictures.mean, pictures.std, 1.0)
+            backbone = cls(name, model, tokenizer, pictures)
         if dtype is None and torch.device(device).type == "cpu":
             dtype = torch.float32
-        return cls(name, model, tokenizer, pictures).to(device=device, dtype=dtype)
+        return backbone.to(device=device, dtype=dtype)
 
     # ------------------------------------------------------------------ what goes in
 

@@ -16,6 +16,7 @@ from transformers.utils import cached_file
 
 from ...errors import ArtifactError, ClassNamesError, ConfigError, DataError
 from ...grounding import Caption, build_caption, chunk_classes, clean_name, grounding_caption, resized_size
+from ...reading import MAX_DESCRIPTION_BYTES, because, read_json
 from ...writing import write_text
 from .configuration_glip import GlipConfig
 from .detection import Detections, detect
@@ -88,10 +89,10 @@ class GlipProcessor:
         """
         try:
             path = cached_file(str(name), SETTINGS_FILE)
-            settings = json.loads(Path(path).read_text(encoding="utf-8"))
+            settings = read_json(path, "the settings of a GLIP processor", ArtifactError, MAX_DESCRIPTION_BYTES)
             tokenizer = AutoTokenizer.from_pretrained(str(name))
         except (OSError, ValueError) as error:
-            raise ArtifactError(f"{name} holds no GLIP processor: {str(error).splitlines()[0]}") from error
+            raise ArtifactError(f"{name} holds no GLIP processor: {because(error)}") from error
         settings.pop("processor_class", None)
         return cls(tokenizer, **{**settings, **kwargs})
 
