@@ -142,7 +142,7 @@ def load_clip(name: str, source: str | Path, dtype: torch.dtype | None, device: 
     from transformers.image_processing_base import ImageProcessingMixin
 
     with guarded(name, source, "CLIP model"):
-        check_files(name, source)
+        check_files(name, source, "CLIP model")
         model, report = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True)
         check_report(name, report, "CLIPModel")
         tokenizer = AutoTokenizer.from_pretrained(source)

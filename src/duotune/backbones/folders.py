@@ -5,7 +5,7 @@ are absent, drops layers that the configuration does not count, and takes a mill
 files are read first, with limits; the loading itself is one guarded block; and what it gave is checked.
 
     with guarded(name, source, "CLIP model"):      everything inside fails as one DataError that names the folder
-        check_files(name, source)                  config.json, tokenizer, preprocessor, headers of the weights
+        check_files(name, source, kind)                  config.json, tokenizer, preprocessor, headers of the weights
         model, report = ...from_pretrained(...)
         check_report(name, report, "CLIPModel")    no weight lacking, unread or of another shape
         check_tokenizer(name, tokenizer, ...)      its tokens are rows of the embedding
@@ -65,7 +65,7 @@ def guarded(name: str, source: str | Path, kind: str) -> Iterator[None]:
         ) from error
 
 
-def check_files(name: str, source: str | Path) -> None:
+def check_files(name: str, source: str | Path, kind: str) -> None:
     """What can be said of a local folder before anything is built from it. A Hub id's files are not here yet.
 
     Raises:
@@ -89,13 +89,13 @@ def check_files(name: str, source: str | Path) -> None:
     there = {file.name for file in folder.iterdir()}
     if not any(set(files.split(" and ")) <= there for files in TOKENIZER_FILES):
         raise DataError(
-            f"the backbone {shown(name)} has no tokenizer: {folder} holds none of {', '.join(TOKENIZER_FILES)}; "
-            "copy the tokenizer's files of the same model into it"
+            f"cannot load the {kind} {shown(name)}, which has no tokenizer: {folder} holds none of "
+            f"{', '.join(TOKENIZER_FILES)}; copy the tokenizer's files of the same model into it"
         )
     if "preprocessor_config.json" not in there and "processor_config.json" not in there:
         raise DataError(
-            f"the backbone {shown(name)} does not say how pictures are prepared: {folder} has no "
-            "preprocessor_config.json; copy that of the same model into it"
+            f"cannot load the {kind} {shown(name)}, which does not say how pictures are prepared: "
+            f"{folder} has no preprocessor_config.json; copy that of the same model into it"
         )
     for path in sorted(folder.glob("*.safetensors")):
         _check_weights(path)

@@ -48,7 +48,7 @@ class GlipBackbone(Detector):
         from ..models.glip import GlipForObjectDetection, GlipProcessor
 
         with guarded(name, source, "GLIP model"):
-            check_files(name, source)
+            check_files(name, source, "GLIP model")
             model, report = GlipForObjectDetection.from_pretrained(source, dtype="auto", output_loading_info=True)
             check_report(name, report, "GLIP")
             processor = GlipProcessor.from_pretrained(source)

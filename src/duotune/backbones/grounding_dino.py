@@ -96,7 +96,7 @@ class GroundingDinoBackbone(Detector):
         from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
         with guarded(name, source, "Grounding DINO model"):
-            check_files(name, source)
+            check_files(name, source, "Grounding DINO model")
             model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
                 source, dtype="auto", output_loading_info=True
             )
