@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from .data.base import ImageItem
-from .data.images import is_image_name, open_image, to_rgb
+from .data.images import open_image, to_rgb
+from .data.listing import list_images
 from .drawing import draw_boxes
 from .errors import ConfigError, DataError, PortError
 from .model import PromptedDetector, PromptedModel
@@ -122,22 +123,25 @@ class Predictor:
         self.model = model
         self.transform = None if isinstance(model, PromptedDetector) else evaluation_transform(model.backbone)
 
-    def classify(self, images: Any, top_k: int = 5, batch_size: int = 64) -> list[Prediction]:
+    def classify(self, images: Any, top_k: int = 5, batch_size: int = 64, keep_going: bool = False) -> list[Prediction]:
         """Classify pictures.
 
         Args:
-            images: a PIL image, a (H, W, 3) uint8 RGB array, a path, a folder, or a sequence of these. A folder stands
-                for the pictures directly in it and below it, in order of their paths.
+            images: a PIL image, a (H, W, 3) uint8 RGB array, a path, a folder, a zip archive, or a sequence of these.
+                A folder or archive stands for the pictures directly in it and below it, in order of their paths;
+                hidden ones are left out and links are followed, as in training.
             top_k: classes to name; capped at the number of classes.
             batch_size: pictures per forward pass.
+            keep_going: a path that was named itself is treated as one inside a folder.
 
         Returns:
-            One entry per picture, in order. A picture *inside a folder* that cannot be read is an entry with
-            `error` set, so that one broken file does not cost the others.
+            One entry per picture, in order; one that is named twice has two. A picture *inside a folder* that cannot
+            be read is an entry with `error` set, so that one broken file does not cost the others.
 
         Raises:
-            DataError: a picture that was named itself cannot be read, a path is absent, a folder holds no picture, or
-                an array is of another shape or type. ConfigError: top_k or batch_size below 1.
+            DataError: a picture that was named itself cannot be read, a path is absent, a folder holds no picture
+                (all without `keep_going`), or an array is of another shape or type.
+            ConfigError: top_k or batch_size below 1.
         """
         if self.transform is None:
             raise PortError(f"{self.model.backbone.name} is a detector; use detect(images) instead of classify")
@@ -147,7 +151,7 @@ class Predictor:
         was_training = self.model.training
         self.model.eval()
         try:
-            for source, image, error in self._pictures(images, "classify", self.transform):
+            for source, image, error in self._pictures(images, "classify", self.transform, keep_going):
                 if error is None:
                     waiting.append((len(predictions), source, image))
                 predictions.append(Prediction(source, (), (), error))  # read ones are replaced when their batch is full
@@ -170,13 +174,16 @@ class Predictor:
             predictions[place] = Prediction(source, tuple(model.class_names[i] for i in c), tuple(p))
         waiting.clear()
 
-    def detect(self, images: Any, score_threshold: float = 0.3, batch_size: int = 1) -> list[BoxesFound]:
+    def detect(
+        self, images: Any, score_threshold: float = 0.3, batch_size: int = 1, keep_going: bool = False
+    ) -> list[BoxesFound]:
         """Find boxes of the model's classes in pictures.
 
         Args:
             images: as in `classify`.
             score_threshold: 0..1; boxes with a lower score are left out.
             batch_size: pictures per forward pass; they are padded to the largest, so 1 is the plainest.
+            keep_going: as in `classify`.
 
         Returns:
             One entry per picture, in order; as in `classify`, one with `error` for a broken picture in a folder.
@@ -184,10 +191,10 @@ class Predictor:
         Raises:
             PortError: the model is a classifier. DataError: as in `classify`. ConfigError: a number out of range.
         """
-        return [found for found, _ in self.detections(images, score_threshold, batch_size)]
+        return [found for found, _ in self.detections(images, score_threshold, batch_size, keep_going)]
 
     def detections(
-        self, images: Any, score_threshold: float = 0.3, batch_size: int = 1
+        self, images: Any, score_threshold: float = 0.3, batch_size: int = 1, keep_going: bool = False
     ) -> Iterator[tuple[BoxesFound, Image.Image | None]]:
         """As `detect`, one by one, each with its RGB picture (None if it cannot be read)."""
         if not isinstance(self.model, PromptedDetector):
@@ -196,7 +203,7 @@ class Predictor:
         if not fits(score_threshold, float) or not 0 <= score_threshold <= 1:
             raise ConfigError(f"score_threshold must be a number in 0..1, not {score_threshold!r}")
         waiting: list[tuple[str, Image.Image | None, str | None]] = []
-        for row in self._pictures(images, "look for boxes in", lambda image: image):
+        for row in self._pictures(images, "look for boxes in", lambda image: image, keep_going):
             waiting.append(row)
             if len(waiting) == batch_size:
                 yield from self._detect_batch(waiting, score_threshold)
@@ -229,7 +236,7 @@ class Predictor:
             )
 
     def _pictures(
-        self, images: Any, do: str, finish: Callable[[Image.Image], Any]
+        self, images: Any, do: str, finish: Callable[[Image.Image], Any], keep_going: bool
     ) -> Iterator[tuple[str, Any, str | None]]:
         """(source, finish(RGB picture), None), or (source, None, why it cannot be read)."""
         if isinstance(images, (str, Path, Image.Image, np.ndarray)):
@@ -238,7 +245,7 @@ class Predictor:
             raise DataError(f"cannot {do} a {type(images).__name__}; expected a picture, a path, or a list of them")
         for number, image in enumerate(images):
             if isinstance(image, (str, Path)):
-                yield from self._from_path(Path(image).expanduser(), finish)
+                yield from self._from_path(Path(image).expanduser(), finish, keep_going)
             elif isinstance(image, Image.Image):
                 yield f"image {number}", self._from_picture(image, number, finish), None
             elif isinstance(image, np.ndarray):
@@ -262,15 +269,23 @@ class Predictor:
             raise DataError(f"cannot read image {number}: {error}; repair or remove it") from error
 
     @staticmethod
-    def _from_path(path: Path, finish: Callable[[Image.Image], Any]) -> Iterator[tuple[str, Any, str | None]]:
-        if not path.is_dir():
-            yield str(path), finish(open_image(ImageItem(path, 0))), None
+    def _from_path(
+        path: Path, finish: Callable[[Image.Image], Any], keep_going: bool
+    ) -> Iterator[tuple[str, Any, str | None]]:
+        try:
+            several = path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file())
+            items = list_images(path) if several else [ImageItem(path, 0)]
+            if not items:
+                raise DataError(f"the {'folder' if path.is_dir() else 'archive'} {path} holds no picture")
+        except DataError as error:
+            if not keep_going:
+                raise
+            yield str(path), None, str(error)
             return
-        files = sorted(p for p in path.rglob("*") if is_image_name(p.name) and p.is_file())
-        if not files:
-            raise DataError(f"the folder {path} holds no picture")
-        for file in files:
+        for item in items:
             try:
-                yield str(file), finish(open_image(ImageItem(file, 0))), None
+                yield item.key, finish(open_image(item)), None
             except DataError as error:
-                yield str(file), None, str(error)
+                if not (several or keep_going):
+                    raise
+                yield item.key, None, str(error)

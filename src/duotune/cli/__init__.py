@@ -13,6 +13,7 @@ import sys
 
 from ..errors import DuotuneError
 from .options import Parser, UsageError, add_options, given
+from .output import print_anything
 
 COMMANDS = {
     "list": "duotune.cli.list_names",
@@ -48,6 +49,7 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (`sys.argv` if None) and return the exit status. Prints errors, raises none."""
+    print_anything()
     traceback = bool(os.environ.get("DUOTUNE_TRACEBACK"))
     try:
         status = _run(argv)

@@ -25,6 +25,7 @@ from ..errors import ConfigError, DataError
 from ..recipes import CLASSES
 from ..recipes.claim import check_writable
 from .options import option, quiet
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..data import ClassificationData
@@ -139,7 +140,10 @@ def run(options: Options) -> int:
             print(f"skipped: {reason}", file=sys.stderr)
     if options.out:
         write_text(Path(options.out), text + "\n")
-    print(text if options.json else shown)
+    if options.json:
+        print_json(text)
+    else:
+        print(shown)
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, DuotuneError
 from .evaluate import tell_new_classes
+from .output import print_json
 
 if TYPE_CHECKING:
     from ..backbones.base import Backbone
@@ -83,7 +84,7 @@ def run(options: Options) -> int:
         if not options.json:
             print(f"\n{average}")
     if options.json:
-        print(text)
+        print_json(text)
     return 0
 
 

@@ -1,6 +1,6 @@
 """Classify images with an artifact, or find boxes in them.
 
-    duotune predict runs/mine photo.jpg more_photos/
+    duotune predict runs/mine photo.jpg more_photos/ archive.zip
     duotune predict runs/mine more_photos/ --json > classes.json
     duotune predict runs/boxes more_photos/ --out found --score-threshold 0.5
 
@@ -19,7 +19,7 @@ from ..artifacts import check_files
 from ..data.base import first_few
 from ..errors import ConfigError, DataError
 from .options import option, quiet
-from .output import table
+from .output import print_json, table, tell_broken
 
 HELP = "classify images with an artifact, or find boxes in them"
 
@@ -27,7 +27,7 @@ HELP = "classify images with an artifact, or find boxes in them"
 @dataclass(kw_only=True)
 class Options:
     artifact: str = option(help="folder with prompt.safetensors and prompt.json", positional=True)
-    images: list[str] = option(help="image files, or folders of them", positional=True)
+    images: list[str] = option(help="image files, folders or zip archives of them", positional=True)
     top_k: int | None = option(None, help="classes to name per image (default: 3)")
     score_threshold: float | None = option(None, help="least score of a detector's boxes, 0..1 (default: 0.3)")
     batch_size: int | None = option(None, help="images per forward pass (default: 64; detectors: 1)")
@@ -54,10 +54,10 @@ def run(options: Options) -> int:
         raise ConfigError(f"--out and --score-threshold are of detectors; {options.artifact} is a classifier")
     top_k = 3 if options.top_k is None else options.top_k
     batch_size = 64 if options.batch_size is None else options.batch_size
-    rows = predictor.classify(options.images, top_k=top_k, batch_size=batch_size)
-    good, broken = [row for row in rows if row.error is None], [row for row in rows if row.error is not None]
+    rows = predictor.classify(options.images, top_k=top_k, batch_size=batch_size, keep_going=True)
+    good = [row for row in rows if row.error is None]
     if options.json:
-        print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
+        print_json(json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False))
     elif good:
         cells = [
             [row.source, *(cell for name, p in zip(row.names, row.probabilities) for cell in (name, f"{100 * p:.1f}"))]
@@ -67,7 +67,5 @@ def run(options: Options) -> int:
         header = ["image", "class", "%"] + [cell for i in range(2, count + 1) for cell in (f"{i}.", "%")]
         print(table(cells, header))
     sys.stdout.flush()
-    if broken:
-        others = f" ({len(broken) - 1} more cannot be read)" if len(broken) > 1 else ""
-        raise DataError(f"{broken[0].error}{others}; the other {len(good)} images are classified above")
+    tell_broken([row.error for row in rows], "classified")
     return 0

@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.images import is_image_name
-from ..errors import ConfigError, DataError
+from ..data.listing import list_images
+from ..errors import ConfigError
 from ..writing import write_bytes, write_text
-from .output import counted, table
+from .output import counted, print_json, table, tell_broken
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -36,12 +36,12 @@ def run(options: Options, predictor: Predictor) -> int:
         _refuse_sources(options.images, Path(options.out))
         with claimed(options.out) as folder:
             rows = _find(options, predictor, folder)
-    good, broken = [row for row in rows if row.error is None], [row for row in rows if row.error is not None]
+    good = [row for row in rows if row.error is None]
     text = json.dumps([dataclasses.asdict(row) for row in rows], indent=2, ensure_ascii=False)
     if options.out is not None:
         write_text(Path(options.out) / DETECTIONS, text + "\n")
     if options.json:
-        print(text)
+        print_json(text)
     else:
         cells = [
             [row.source, name, f"{score:.2f}", *(f"{side:.0f}" for side in box)]
@@ -56,16 +56,14 @@ def run(options: Options, predictor: Predictor) -> int:
         with_boxes = sum(bool(row.boxes) for row in good)
         print(f"wrote {options.out}: {counted(len(good), 'image')}, boxes drawn in {with_boxes}, and {DETECTIONS}")
     sys.stdout.flush()
-    if broken:
-        others = f" ({len(broken) - 1} more cannot be read)" if len(broken) > 1 else ""
-        raise DataError(f"{broken[0].error}{others}; boxes in the other {len(good)} images are told above")
+    tell_broken([row.error for row in rows], "looked at")
     return 0
 
 
 def _refuse_sources(images: list[str], folder: Path) -> None:
     """Raises ConfigError if drawn pictures could replace those that are read."""
     for image in map(Path, images):
-        files = (p for p in image.rglob("*") if is_image_name(p.name)) if image.is_dir() else (image,)
+        files = [item.path for item in list_images(image)] if image.is_dir() else [image]
         if any(file.resolve().parent == folder.resolve() for file in files):
             raise ConfigError(
                 f"--out {folder} holds images of {image}, which drawn ones would replace; name another folder"
@@ -78,7 +76,7 @@ def _threshold(options: Options) -> float:
 
 def _find(options: Options, predictor: Predictor, folder: Path | None) -> list[BoxesFound]:
     rows, taken = [], set()
-    for found, image in predictor.detections(options.images, _threshold(options), options.batch_size or 1):
+    for found, image in predictor.detections(options.images, _threshold(options), options.batch_size or 1, True):
         rows.append(found)
         if folder is not None and image is not None:
             _write(folder / _free_name(found.source, taken), found.draw(image))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from ..artifacts import describe
 from ..errors import ConfigError
 from .options import option, quiet
+from .output import print_json
 
 HELP = "show an artifact and the words nearest to its context tokens"
 
@@ -41,7 +42,7 @@ def run(options: Options) -> int:
         near = nearest_words(model, options.words, options.class_name)
     if options.json:
         rows = [[dataclasses.asdict(word) for word in words] for words in near]
-        print(json.dumps({**json.loads(info.to_json()), "nearest_words": rows}, indent=2, ensure_ascii=False))
+        print_json(json.dumps({**json.loads(info.to_json()), "nearest_words": rows}, indent=2, ensure_ascii=False))
         return 0
     print(info)
     if near:

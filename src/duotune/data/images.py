@@ -28,9 +28,13 @@ from ..errors import DataError
 from ..reading import Archive, because, check_file
 from .base import ImageItem
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .bmp .gif .webp .tif .tiff .ppm .pgm .pbm .pnm".split()
-)  # lower case; other files beside pictures are ignored
+FOREIGN_SUFFIXES = frozenset(".heic .heif .jxl .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split())
+"""Photos that Pillow does not read (HEIC: without a plugin), or of which it would show a thumbnail: never ignored, but
+told as pictures that cannot be read."""
+IMAGE_SUFFIXES = FOREIGN_SUFFIXES | set(
+    ".jpg .jpeg .jpe .jfif .png .apng .bmp .dib .gif .webp .avif .jp2 .tif .tiff .ppm .pgm .pbm .pnm".split()
+)
+"""Lower case; other files beside pictures are ignored."""
 
 MAX_PIXELS = 89_478_485  # 9,459 x 9,459: where Pillow starts to warn of decompression bombs; we refuse
 STAMPED_BYTES = 2**16  # at each end of a file
@@ -121,9 +125,17 @@ def _regular(path: Path) -> Path:
     return check_file(path, "a picture") if path.exists() else path
 
 
+def _check_format(name: str) -> None:
+    """Raises ValueError for a photo in a format that would not be read as what it is."""
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix in FOREIGN_SUFFIXES and suffix not in Image.registered_extensions():
+        raise ValueError(f"{suffix[1:].upper()} is a format that Pillow does not read; convert it to JPEG")
+
+
 def _decode(item: ImageItem, finish: Callable[[Image.Image], Any]) -> Any:
     """Open, measure, and hand the picture to `finish`. Raises DataError naming the file."""
     try:
+        _check_format(item.member or item.path.name)
         source = _regular(item.path) if item.member is None else io.BytesIO(_container(item.path).read(item.member))
         with Image.open(source) as image:
             width, height = image.size

@@ -24,7 +24,7 @@ MAX_VAL_SHOTS = 4  # CoOp (Zhou et al., IJCV 2022) validates on min(shots, 4) pi
 def shuffled(items: list[ImageItem], *salt: object) -> list[ImageItem]:
     """`items` in an order that depends on their sorted keys and the salt alone."""
     prefix = ":".join(map(str, salt))
-    digest = lambda position: hashlib.sha256(f"{prefix}:{position}".encode()).digest()
+    digest = lambda position: hashlib.sha256(f"{prefix}:{position}".encode(errors="surrogatepass")).digest()
     ordered = sorted(items, key=_place)
     return [ordered[i] for i in sorted(range(len(ordered)), key=digest)]
 
@@ -33,6 +33,21 @@ def _place(item: ImageItem) -> tuple[int, str]:
     """Sorts by key, and row numbers by value: how long they are depends on the rows of other classes."""
     row = item.member is not None and item.member.isdecimal()
     return len(item.member) if row else 0, item.key
+
+
+def check_every_class(data: object, items: Iterable[ImageItem]) -> None:
+    """Raises DataError if a class has none of the training `items`: what is learnt of it would be chance.
+
+    Data with boxes pass: a picture there may show any number of classes.
+    """
+    if not isinstance(data, ClassificationData):
+        return
+    seen = {item.label for item in items}
+    if absent := [name for label, name in enumerate(data.class_names) if label not in seen]:
+        raise DataError(
+            f"{data.name}: {len(absent)} of {len(data.class_names)} classes have no training pictures that can be "
+            f"read: {first_few(absent)}; add some, or leave these classes out of all splits"
+        )
 
 
 def spread(items: Sequence[T], count: int) -> list[T]:

@@ -77,7 +77,7 @@ class ImageDataset(Dataset):
     def rng(self, index: int) -> np.random.Generator:
         """The random numbers that item `index` is augmented with in the present epoch."""
         if self.views:
-            name = hashlib.sha256(self.items[index].short_key.encode()).digest()
+            name = hashlib.sha256(self.items[index].short_key.encode(errors="surrogatepass")).digest()
             return np.random.default_rng([self.seed, self.view, int.from_bytes(name[:8], "little")])
         return np.random.default_rng([self.seed, self.epoch, index])
 

@@ -31,7 +31,7 @@ from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from .. import artifacts
 from ..data.base import ClassificationData, ImageItem
-from ..data.sampling import spread
+from ..data.sampling import check_every_class, spread
 from ..data.torch_dataset import ImageDataset, check_images
 from ..data.transforms import Transform
 from ..errors import ArtifactError, ConfigError, TrainingError
@@ -110,11 +110,13 @@ class PromptTrainer(Trainer):
             data = data.few_shot(args.num_shots, args.shots_seed) if args.num_shots else data
             if not data.train:
                 raise ConfigError(f"{data.name} has no training images")
+            check_every_class(data, data.train)
             with args.main_process_first(local=False, desc="image features"):  # the others read its cache
                 train_dataset = self._make_dataset(model, args, data.train, transform, training=True)
                 if data.val:
                     eval_dataset = self._make_dataset(model, args, data.val, None, training=False)
             good = [item for item in data.train if item.key not in self.broken]
+            check_every_class(data, good)
             self._data = items_identity(good, self._label_bytes)
         else:
             self._data = {"training_images": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
