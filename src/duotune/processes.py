@@ -5,10 +5,39 @@ Who is who and what they talk through is torch.distributed's; accelerate starts 
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def launched() -> tuple[int, int, int]:
+    """(number of this process, its number on this machine, how many there are), as the launcher's environment says."""
+    names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+    try:
+        rank, local, count = (int(os.environ[name]) for name in names)
+    except (KeyError, ValueError):
+        return 0, 0, 1
+    return rank, local, count
+
+
+def default_device() -> str:
+    """CUDA if there is one, each of several processes its own; else the CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "cpu"
+    _, local, count = launched()
+    return f"cuda:{local % torch.cuda.device_count()}" if count > 1 else "cuda"
+
+
+def must_use_cpu() -> bool:
+    """Whether there are several processes and no accelerator that they could talk through."""
+    import torch
+
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    return launched()[2] > 1 and (kind is None or kind.type == "mps")
 
 
 def mean_over_processes(total: Tensor, least: float = 0.0) -> Tensor:
@@ -36,4 +65,4 @@ def mean_over_processes(total: Tensor, least: float = 0.0) -> Tensor:
     return total.clamp(min=least) / count
 
 
-__all__ = ["mean_over_processes"]
+__all__ = ["default_device", "launched", "mean_over_processes", "must_use_cpu"]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError, DataError, UnknownNameError
+from ..processes import default_device
 from ..reading import MAX_DESCRIPTION_BYTES, read_json
 from ..registry import Registry
 
@@ -44,7 +45,7 @@ def load_backbone(name: str, dtype: str | None = None, device: str | None = None
     Args:
         name: an embedded name ("tiny"), a local folder, or a Hub id.
         dtype: "float32", "bfloat16", "float16"; None: the stored one, float32 on a CPU.
-        device: "cpu", "cuda", "cuda:1", ...; None: CUDA if there is one.
+        device: "cpu", "cuda", "cuda:1", ...; None: CUDA if there is one (each process of a `torchrun` its own).
 
     Raises:
         UnknownNameError: an embedded name is misspelt, or the model's type has no adapter. DataError: it cannot be
@@ -54,7 +55,7 @@ def load_backbone(name: str, dtype: str | None = None, device: str | None = None
 
     if dtype is not None and dtype not in ("float32", "bfloat16", "float16"):
         raise ConfigError(f"dtype must be float32, bfloat16 or float16, not {dtype!r}")
-    device = check_device(device) if device else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = check_device(device) if device else default_device()
     source = _source(name)
     adapter = _adapter(_model_type(name, source))
     return adapter.load(name, source, getattr(torch, dtype) if dtype else None, device)

@@ -6,10 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..errors import ConfigError
+from ..processes import must_use_cpu
 
 
 @dataclass
@@ -47,6 +49,7 @@ class PromptTrainingArguments(TrainingArguments):
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
+    _own_device: ClassVar[torch.device | None] = None
 
     num_train_epochs: float = field(default=60.0, metadata={"help": "Number of epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
@@ -82,7 +85,34 @@ class PromptTrainingArguments(TrainingArguments):
             self.greater_is_better = self.metric_for_best != "loss"
             self.load_best_model_at_end = True
             self.eval_strategy = self.save_strategy
+        # accelerate would not let processes without an accelerator know each other
+        self.use_cpu = self.use_cpu or must_use_cpu()
         super().__post_init__()
+
+    def train_on(self, device: torch.device) -> None:
+        """Train on `device`, where the backbone lies, whatever else this machine has.
+
+        Raises:
+            ConfigError: of several processes, each has its own device, and this is another.
+        """
+        same = lambda other: (other.type, other.index or 0) == (device.type, device.index or 0)
+        if same(self.device) and same(self.distributed_state.device):
+            return
+        if self.world_size > 1:
+            raise ConfigError(
+                f"process {self.process_index} trains on {self.device}, but its backbone lies on {device}; load it "
+                f"with device={str(self.device)!r}"
+            )
+        self.use_cpu = device.type == "cpu"
+        vars(self).pop("_setup_devices", None)  # what was set up for another device
+        self._own_device = device
+        _ = self.device  # asking sets it up
+        self.distributed_state.device = device
+
+    @property
+    def device(self) -> torch.device:
+        found = super().device
+        return self._own_device or found
 
     @property
     def n_gpu(self) -> int:

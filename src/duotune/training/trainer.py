@@ -54,7 +54,7 @@ PROBE_IMAGES = 1024
 
 
 class PromptTrainer(Trainer):
-    """Trains the method of a `PromptedModel`; its backbone stays frozen and in eval mode.
+    """Trains the method of a `PromptedModel`; its backbone stays frozen, in eval mode, and on its device.
 
     Of a `PromptedDetector` this makes a `training.detection.DetectionTrainer`.
 
@@ -100,6 +100,7 @@ class PromptTrainer(Trainer):
         if (data is None) == (train_dataset is None):
             raise ConfigError("PromptTrainer trains on data (ClassificationData) or on a train_dataset; give one")
         args = copy.copy(args)
+        args.train_on(model.backbone.device)
         if args.data_seed is None:
             args.data_seed = args.seed
         self.broken: dict[str, str] = {}
