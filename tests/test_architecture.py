@@ -16,6 +16,7 @@ PACKAGE = Path(duotune.__file__).parent
 # room -> height; a room may import rooms that are strictly lower, and itself
 HEIGHT = {
     "errors": 0,
+    "endings": 0,
     "registry": 1,
     "settings": 1,
     "processes": 1,

@@ -2,7 +2,11 @@
 
 import sys
 
-from .cli import main
+from .endings import watching
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with watching(alone=True):  # from here on, imports included
+        from .cli import main
+
+        status = main()
+    sys.exit(status)

@@ -1,7 +1,7 @@
 """The command line: `duotune COMMAND`. One thin file per command; heavy imports wait until a command runs.
 
 Exit status: 0 done, 1 unexpected failure, 2 an error the user can mend (one line on standard error),
-130 interrupted, 141 nobody reads the output any more (`duotune list | head -1`).
+130 interrupted (143 by `kill`, 129 by a closed terminal), 141 nobody reads the output any more (`duotune list | head`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib
 import os
 import sys
 
+from ..endings import Watch, watching
 from ..errors import DuotuneError
 from .options import Parser, UsageError, add_options, given
 from .output import print_anything
@@ -49,21 +50,40 @@ def build_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command line (`sys.argv` if None) and return the exit status. Prints errors, raises none."""
-    print_anything()
+    with watching(alone=argv is None) as watch:
+        try:
+            print_anything()
+            return _told(argv, watch)
+        except KeyboardInterrupt:  # one that came while an error was told
+            return watch.tell()
+
+
+def _told(argv: list[str] | None, watch: Watch) -> int:
     traceback = bool(os.environ.get("DUOTUNE_TRACEBACK"))
     try:
         status = _run(argv)
         sys.stdout.flush()  # here, not at the interpreter's end, where a closed pipe could not be told
+        watch.over = True
         return status
+    except KeyboardInterrupt:
+        watch.over = True
+        return watch.tell()
+    except Exception as error:
+        watch.over = True
+        # a signal may reach other processes as well, and us as their failure
+        return watch.tell() if watch.received is not None else _failed(error, traceback)
+
+
+def _failed(error: Exception, traceback: bool) -> int:
+    try:
+        raise error
     except DuotuneError as error:
         return _fail(str(error), 2, traceback)
-    except KeyboardInterrupt as interrupt:
-        return _fail(str(interrupt) or "interrupted", 130, False)
     except BrokenPipeError:  # the reader of our output has gone, as in `duotune list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # what a shell says of a program that SIGPIPE ends, as it does `cat`
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"no space left on the disk of {error.filename or 'the output'}; free some", 2, traceback)
         if error.filename is not None and error.strerror:
             return _fail(f"{error.strerror}: {error.filename}", 2, traceback)

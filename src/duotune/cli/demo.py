@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..recipes import Recipe, load_recipe
+from ..writing import refuse_links
 from .demo_detection import compare_detectors, detection_recipes
 from .options import option, quiet
 from .output import aligned, counted, size, table
@@ -30,6 +31,7 @@ class Options:
     detection: str = option(
         DETECTION_TASK, help="embedded detection task; none leaves the detector out", metavar="NAME"
     )
+    device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
     out: str = option("runs/demo", help="folder to write into; an earlier demo in it is replaced", metavar="FOLDER")
 
 
@@ -45,6 +47,7 @@ def run(options: Options) -> int:
     if options.detection != "none":
         detectors = detection_recipes(options.detection, options.seed, options.epochs)
     with claimed(options.out) as folder:
+        refuse_links(folder, *recipes, "detection", *(f"detection/{name}" for name in detectors))
         _compare(options, recipes, detectors, folder)
     return 0
 
@@ -54,7 +57,7 @@ def _compare(options: Options, recipes: dict[str, Recipe], detectors: dict[str, 
     from ..recipes.running import examples, load_data, run_recipe
     from ..report import write_metrics, write_report
 
-    backbone = load_backbone("tiny")
+    backbone = load_backbone("tiny", device=options.device)
     data = load_data(recipes["dpt"])
     shots = counted(options.shots, "shot") if options.shots else "all training images"
     about = {
@@ -69,7 +72,7 @@ def _compare(options: Options, recipes: dict[str, Recipe], detectors: dict[str, 
         for name, recipe in recipes.items()
     ]
     runs = [outcome.summary() for outcome in outcomes]
-    part = compare_detectors(detectors, folder / "detection") if detectors else None
+    part = compare_detectors(detectors, folder / "detection", options.device) if detectors else None
     report = write_report(folder / "report.html", "duotune demo", about, runs, examples(outcomes), part)
     metrics = write_metrics(folder / "metrics.json", runs, part.runs if part else ())
     print()

@@ -29,13 +29,13 @@ def detection_recipes(task: str, seed: int, epochs: int | None) -> dict[str, Rec
     return recipes
 
 
-def compare_detectors(recipes: dict[str, Recipe], folder: Path):
+def compare_detectors(recipes: dict[str, Recipe], folder: Path, device: str | None = None):
     """Run the recipes, artifacts in folder/<method>, and draw what each finds. Returns a `DetectionPart`."""
     from ..backbones import load_backbone
     from ..recipes.running import load_data, run_recipe, scenes
     from ..report import DetectionPart
 
-    backbone, data = load_backbone("tiny-glip"), load_data(recipes["sdpt"])
+    backbone, data = load_backbone("tiny-glip", device=device), load_data(recipes["sdpt"])
     about = {
         "backbone": "tiny-glip (embedded GLIP)",
         "data": f"{data.name}: {len(data.class_names)} classes, {len(data.train)} training and {len(data.test)} test "

@@ -31,6 +31,7 @@ class Options:
     backbone: str = option(help="what it was trained on: local folder, Hub id or embedded name", metavar="NAME")
     classes: str = option(help="text file with one class name per line, in the run's order", metavar="FILE")
     out: str = option(help="folder of the artifact to write", metavar="FOLDER")
+    device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
     template: str | None = option(None, help="the run's template with one {}; VPT and DPT need it", metavar="TEXT")
     epoch: str | None = option(None, help='epochs after which it was saved, or "best"; the last if left out')
     position: str | None = option(
@@ -60,13 +61,16 @@ def run(options: Options) -> int:
     if (Path(options.out) / DESCRIPTION).exists():
         raise ArtifactError(f"{options.out} holds an artifact already; choose another --out")
     quiet()
+    from ..backbones import check_device
     from ..conversion import import_dassl, import_sdpt
     from ..recipes.claim import claimed
 
+    if options.device:
+        check_device(options.device)
     epoch = int(options.epoch) if options.epoch and options.epoch.isdecimal() else options.epoch
     with claimed(options.out) as out:
         if kind == "sdpt":
-            model = import_sdpt(path, options.backbone, names, options.check_backbone)
+            model = import_sdpt(path, options.backbone, names, options.check_backbone, device=options.device)
         else:
             model = import_dassl(
                 path,
@@ -76,6 +80,7 @@ def run(options: Options) -> int:
                 epoch=epoch,
                 position=options.position,
                 num_candidates=options.num_candidates,
+                device=options.device,
             )
         model.save(out)
     print(f"wrote {out}: {model.method_name}, {len(names)} classes, {size(artifact_bytes(out))}")

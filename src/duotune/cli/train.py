@@ -12,10 +12,12 @@ used) and checkpoints/.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..endings import current
 from ..errors import ConfigError, DataError
 from ..recipes import Recipe, load_recipe, parse_assignments
 from ..recipes.claim import CHECKPOINTS, WRITTEN, check_folder
@@ -35,6 +37,7 @@ class Options:
     resume: bool = option(False, help="go on from the last checkpoint in --out")
     overwrite: bool = option(False, help="start anew in an --out that holds a run already")
     report: bool = option(False, help="also write report.html: curves, some predictions, every class")
+    device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
     set: list[str] = option([], help="a setting of the method, may be repeated", metavar="NAME=VALUE")
     training: list[str] = option(
         [],
@@ -57,25 +60,23 @@ def run(options: Options) -> int:
     if options.out.strip():  # before anything heavy is imported; an empty one is told with all other faults
         check_folder(options.out, options.resume, options.overwrite)
     recipe = merge(options)
+    before = _checkpoint(options) if options.overwrite else None
+    current().hint = lambda: _how_to_go_on(options, before)
     quiet()
     from ..artifacts import describe
     from ..recipes.running import report_run, run_recipe
     from ..report import DetectionRun
 
     out = Path(options.out)
-    try:
-        outcome = run_recipe(
-            recipe,
-            out,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            progress=sys.stderr.isatty(),
-            say=lambda line: print(line, flush=True),
-        )
-    except KeyboardInterrupt:
-        if last_checkpoint(out / CHECKPOINTS) is None:
-            raise
-        raise KeyboardInterrupt(f"interrupted; `duotune train --resume --out {out}` goes on") from None
+    outcome = run_recipe(
+        recipe,
+        out,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        device=options.device,
+        progress=sys.stderr.isatty(),
+        say=lambda line: print(line, flush=True),
+    )
     row = outcome.summary()
     if options.report:
         report_run(out / "report.html", outcome)
@@ -91,6 +92,21 @@ def run(options: Options) -> int:
         print(f"\n{row.method} trained {note}")
     print(f"\nwrote {options.out}; use it: duotune predict {options.out} IMAGES")
     return 0
+
+
+def _checkpoint(options: Options) -> tuple[str, float] | None:
+    """The last checkpoint in --out and when it was made."""
+    last = last_checkpoint(Path(options.out) / CHECKPOINTS)
+    return (last, Path(last).stat().st_mtime) if last else None
+
+
+def _how_to_go_on(options: Options, before: tuple[str, float] | None) -> str:
+    last = _checkpoint(options)
+    if last is None:
+        return "there is no checkpoint yet, run the command again"
+    if last == before:
+        return f"the run that {options.out} holds is untouched, run the command again to replace it"
+    return f"`duotune train --resume --out {shlex.quote(options.out)}` goes on"
 
 
 def merge(options: Options) -> Recipe:

@@ -121,6 +121,7 @@ def import_dassl(
     position: str | None = None,
     num_candidates: int | None = None,
     check_names: bool = True,
+    device: str | None = None,
 ) -> PromptedModel:
     """Read a checkpoint folder of the authors' code of CoOp, VPT, VLP or DPT.
 
@@ -134,6 +135,7 @@ def import_dassl(
         position: where the class name stands: "end", "middle" or "front"; None: as `log.txt` says, else "end".
         num_candidates: DPT's Q; None: as `log.txt` says, else 10.
         check_names: compare the names with the token embeddings that the file holds.
+        device: of a backbone given by its name.
 
     Returns:
         A PromptedModel in eval mode, ready for `save`.
@@ -151,7 +153,7 @@ def import_dassl(
     if isinstance(backbone, str):
         from ..backbones import load_backbone
 
-        backbone = load_backbone(backbone)
+        backbone = load_backbone(backbone, device=device)
     METHODS.get(found.method).check_ports(found.method, backbone)
     settings = _settings(found, backbone)
     if found.text:

@@ -30,7 +30,11 @@ _IGNORED = ".b_attn.attn.cpt_maskpad"
 
 
 def import_sdpt(
-    path: str | Path, backbone: str | Backbone, class_names: Sequence[str], check_backbone: bool = True
+    path: str | Path,
+    backbone: str | Backbone,
+    class_names: Sequence[str],
+    check_backbone: bool = True,
+    device: str | None = None,
 ) -> PromptedModel:
     """Read the prototype tokens of a checkpoint (.pth) of the authors' code.
 
@@ -38,6 +42,7 @@ def import_sdpt(
         backbone: the GLIP they were learnt on.
         class_names: what to find; the file does not know.
         check_backbone: compare the other weights in the file, if there are any, with the backbone's.
+        device: of a backbone given by its name.
 
     Returns:
         A PromptedModel in eval mode, ready for `save`.
@@ -58,7 +63,7 @@ def import_sdpt(
         raise ArtifactError(f"{path}: the layers' tokens have different shapes {sorted(shapes)}; expected one")
     ((count, width),) = shapes
     if isinstance(backbone, str):
-        backbone = load_backbone(backbone)
+        backbone = load_backbone(backbone, device=device)
     last, own = getattr(backbone, "num_fusion_layers", 0) - 1, getattr(backbone, "fusion_width", width)
     if last >= 0 and (width != own or max(found) > last):
         raise ArtifactError(

@@ -10,8 +10,10 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .. import artifacts
+from ..endings import current
 from ..errors import ArtifactError, ConfigError
 from ..training import last_checkpoint
+from ..writing import refuse_links
 
 LOCK, CHECKPOINTS, WRITTEN = ".lock", "checkpoints", "recipe.yaml"
 
@@ -38,11 +40,15 @@ def claimed(folder: str | Path) -> Iterator[Path]:
     The lock is the operating system's, so that of a process that has died is free. What was made here and is empty
     at the end is removed: a run that never began leaves nothing.
 
+    The folder may be a symbolic link to one; what lies in it may not lead out of it.
+
     Raises:
-        ArtifactError: the folder cannot be made or written into, or another process holds it.
+        ArtifactError: the folder cannot be made or written into, another process holds it, or its lock or folder of
+            checkpoints is a symbolic link.
     """
     folder = Path(folder)
-    with _made(folder):
+    with _made(folder), _held():
+        refuse_links(folder, LOCK, CHECKPOINTS, f"{CHECKPOINTS}/runs")
         path = folder / LOCK
         lock = FileLock(path, timeout=0)
         try:
@@ -78,6 +84,42 @@ def check_writable(file: str | Path) -> None:
                 probe.unlink(missing_ok=True)
 
 
+_claims = 0
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """A signal may not end the process before the lock, and what was made for nothing, are gone."""
+    global _claims
+    current().holds = lambda: _claims > 0
+    _claims += 1
+    try:
+        yield
+    finally:
+        _claims -= 1
+
+
+def check_inputs(folder: str | Path, **inputs: str | None) -> None:
+    """Whether a folder to write into keeps clear of what is read: it may not be, or hold, one of `inputs`.
+
+    Args:
+        inputs: name of an option -> path; names of data sets and models, which are no paths, are passed over.
+
+    Raises:
+        ArtifactError: the folder holds an input, which writing or `overwrite` could damage.
+    """
+    out = Path(folder).expanduser().resolve()
+    for name, path in inputs.items():
+        if not path or not (read := Path(path).expanduser()).exists():
+            continue
+        read = read.resolve()
+        if out == read or out in read.parents:
+            raise ArtifactError(
+                f"{folder} {'is' if out == read else 'holds'} the {name} {path}, which a run must not write into; "
+                "choose another folder"
+            )
+
+
 @contextlib.contextmanager
 def _made(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
@@ -108,4 +150,4 @@ def _holder(path: Path) -> str:
         return ""
 
 
-__all__ = ["CHECKPOINTS", "LOCK", "WRITTEN", "check_folder", "check_writable", "claimed"]
+__all__ = ["CHECKPOINTS", "LOCK", "WRITTEN", "check_folder", "check_inputs", "check_writable", "claimed"]

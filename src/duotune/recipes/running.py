@@ -14,7 +14,7 @@ import yaml
 from transformers import PrinterCallback, TrainerCallback
 
 from .. import artifacts
-from ..backbones import Backbone
+from ..backbones import Backbone, check_device, load_backbone
 from ..data import ClassificationData, load_dataset
 from ..data.detection import DetectionData, load_detection
 from ..data.detection.torch_dataset import check_detection_images
@@ -28,7 +28,7 @@ from ..settings import misfits
 from ..training import DetectionTrainingArguments, PromptTrainer, PromptTrainingArguments, last_checkpoint
 from ..writing import write_text
 from . import Recipe
-from .claim import CHECKPOINTS, WRITTEN, check_folder, claimed
+from .claim import CHECKPOINTS, WRITTEN, check_folder, check_inputs, claimed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -150,6 +150,7 @@ def run_recipe(
     backbone: Backbone | None = None,
     data: ClassificationData | DetectionData | None = None,
     name: str | None = None,
+    device: str | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
@@ -163,6 +164,7 @@ def run_recipe(
         resume: go on from the last checkpoint in it. overwrite: start anew in a folder that holds a run.
         backbone, data: already loaded ones, instead of the recipe's; `data` with its shots drawn.
         name: of the method in tables; the method's own if None.
+        device: of the recipe's backbone, and so of training, see `load_backbone`.
         progress: show progress bars on standard error.
         say: is told, in a line each, what is about to happen.
 
@@ -170,8 +172,11 @@ def run_recipe(
         DuotuneError: anything that does not fit. KeyboardInterrupt passes through; checkpoints stay usable.
     """
     recipe.validate()
+    if device:
+        check_device(device)
+    check_inputs(folder, data=recipe.data, root=recipe.root, backbone=recipe.backbone)
     with claimed(folder) as folder:
-        return _run(recipe, folder, resume, overwrite, backbone, data, name, progress, say)
+        return _run(recipe, folder, resume, overwrite, backbone, data, name, device, progress, say)
 
 
 def _run(
@@ -182,15 +187,14 @@ def _run(
     backbone: Backbone | None,
     data: ClassificationData | DetectionData | None,
     name: str | None,
+    device: str | None,
     progress: bool,
     say: Callable[[str], None],
 ) -> Outcome:
     check_folder(folder, resume, overwrite)
     arguments = training_arguments(recipe, folder, progress)
     data = data if data is not None else load_data(recipe)
-    from ..backbones import load_backbone
-
-    backbone = backbone if backbone is not None else load_backbone(recipe.backbone)
+    backbone = backbone if backbone is not None else load_backbone(recipe.backbone, device=device)
     template = data.template if isinstance(data, ClassificationData) else recipe.template or data.templates
     model = attach(backbone, recipe.method, data.class_names, template, config=recipe.settings, seed=recipe.seed)
     if isinstance(data, DetectionData) != isinstance(model, PromptedDetector):
