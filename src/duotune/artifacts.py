@@ -25,7 +25,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from .errors import ArtifactError, ConfigError, DataError, DuotuneError
+from .errors import ArtifactError, ConfigError, DataError, DuotuneError, one_line
+from .reading import MAX_DESCRIPTION_BYTES, MAX_SHOWN, MAX_WEIGHT_BYTES, because, read_bytes, read_json, shown
 from .writing import write_together
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class ArtifactInfo:
         kinds |= dict.fromkeys(("config", "tensors", "versions"), (Mapping, "object"))
         for name, (kind, word) in kinds.items():
             if name in values and not isinstance(values[name], kind):
-                raise TypeError(f"{name!r} is no {word}: {values[name]!r}")
+                raise TypeError(f"{name!r} is no {word}: {shown(values[name], 60)}")
         values["class_names"] = tuple(str(n) for n in values["class_names"])
         if not isinstance(values["template"], str):
             values["template"] = tuple(str(t) for t in values["template"])
@@ -250,7 +251,7 @@ def _replace_files(folder: Path, files: dict[str, bytes]) -> None:
 
 def _folder(folder: Any) -> Path:
     if not isinstance(folder, (str, os.PathLike)):
-        raise ArtifactError(f"expected the folder of an artifact, a text or a path; got {folder!r:.80}")
+        raise ArtifactError(f"expected the folder of an artifact, a text or a path; got {shown(folder, 80)}")
     return Path(folder)
 
 
@@ -275,34 +276,31 @@ def describe(folder: str | Path) -> ArtifactInfo:
         ArtifactError: a file is missing, truncated or foreign, or of an unknown format version.
     """
     folder = check_files(folder)
-    try:
-        values = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        version = values["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    values = read_json(
+        folder / DESCRIPTION, "the description of an artifact", ArtifactError, MAX_DESCRIPTION_BYTES, nonfinite=True
+    )
+    version = values.get("format") if isinstance(values, dict) else None
+    if version is None:
         raise ArtifactError(
-            f"{folder / DESCRIPTION} is not a duotune artifact's description ({type(error).__name__}: {error}); "
-            "copy the artifact again"
-        ) from error
-    if version != FORMAT:
+            f"{folder / DESCRIPTION} is not a duotune artifact's description (it names no format); copy the artifact again"
+        )
+    if version != FORMAT or isinstance(version, bool):
         raise ArtifactError(
-            f"{folder} has artifact format {version!r}, this duotune reads format {FORMAT}; "
+            f"{folder} has artifact format {shown(version, 40)}, this duotune reads format {FORMAT}; "
             "use the release that wrote it, or a newer one"
         )
     try:
         info = ArtifactInfo.from_dict(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = one_line(str(error.args[0]) if error.args else type(error).__name__, MAX_SHOWN)
         raise ArtifactError(
-            f"{folder / DESCRIPTION} is incomplete or not as expected ({str(error.args[0]) if error.args else error}); "
-            "copy the artifact again"
+            f"{folder / DESCRIPTION} is incomplete or not as expected ({reason}); copy the artifact again"
         ) from error
-    try:
-        payload = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"cannot read {folder / WEIGHTS}: {error.strerror or error}") from error
+    payload = read_bytes(folder / WEIGHTS, "the weights of an artifact", ArtifactError, MAX_WEIGHT_BYTES)
     if hashlib.sha256(payload).hexdigest() != info.sha256:
         raise ArtifactError(
             f"{folder / WEIGHTS} is not the file that {DESCRIPTION} describes (expected {info.num_bytes} bytes with "
-            f"SHA-256 {info.sha256[:12]}…, got {len(payload)} bytes): truncated or foreign; copy the artifact again"
+            f"SHA-256 {one_line(info.sha256[:12], 12)}…, got {len(payload)} bytes): truncated or foreign; copy the artifact again"
         )
     return info
 
@@ -339,7 +337,7 @@ def load(
     try:
         model = attach(backbone, info.method, info.class_names, info.template, info.config)
     except (DuotuneError, TypeError) as error:  # TypeError: a setting of another type
-        raise ArtifactError(f"{folder} does not fit {backbone.name}: {error}") from error
+        raise ArtifactError(f"{folder} does not fit {backbone.name}: {because(error)}") from error
     restore(model, folder)
     return model.eval()
 
@@ -370,18 +368,20 @@ def restore(model: PromptedModel, folder: str | Path) -> None:
     from safetensors.torch import load as from_bytes
 
     path = Path(folder) / WEIGHTS
+    payload = read_bytes(path, "the weights of an artifact", ArtifactError, MAX_WEIGHT_BYTES)
     try:
-        tensors = from_bytes(path.read_bytes())
-    except (OSError, SafetensorError, ValueError) as error:
-        raise ArtifactError(f"{path} is not a readable safetensors file ({error}); copy the artifact again") from error
+        tensors = from_bytes(payload)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:  # KeyError: a type that torch lacks
+        reason = because(error)
+        raise ArtifactError(f"{path} is not a readable safetensors file ({reason}); copy the artifact again") from error
     check_tensors(str(path), tensors, model.method.artifact_state(), model.method_name)
     model.method.load_state_dict(tensors, strict=False)
 
 
 def check_tensors(source: str, tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor], method_name: str) -> None:
     """Raises ArtifactError in one line if names or shapes differ or a value is not finite."""
-    faults = [f"lacks {k}" for k in sorted(set(expected) - set(tensors))]
-    faults += [f"holds the unknown {k}" for k in sorted(set(tensors) - set(expected))]
+    faults = [f"lacks {one_line(k, 60)}" for k in sorted(set(expected) - set(tensors))]
+    faults += [f"holds the unknown {one_line(k, 60)}" for k in sorted(set(tensors) - set(expected))]
     for name in sorted(set(tensors) & set(expected)):
         if (got := tuple(tensors[name].shape)) != (wanted := tuple(expected[name].shape)):
             faults.append(f"{name} has shape {got}, expected {wanted}")

@@ -12,15 +12,19 @@
 
 A message says what was expected, what came, and what to do. It is one printable line of at most `MAX_MESSAGE`
 characters (each fault, where there are several), whatever it quotes. The command line prints it
-and exits with a non-zero status.
+and exits with a non-zero status. What came is quoted by `shown(value)`, and another library's words by `because(error)`:
+short, printable, in one line.
 """
 
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 MAX_MESSAGE = 1_000  # characters; what is longer loses its middle
+MAX_SHOWN = 200  # characters of a quoted value
 
 
 def one_line(text: str, limit: int) -> str:
@@ -32,6 +36,40 @@ def one_line(text: str, limit: int) -> str:
     text = " ".join(text.split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
     return text if len(text) <= limit else f"{text[: limit - half].rstrip()} … {text[-half:].lstrip()}"
+
+
+class _Short(reprlib.Repr):
+    """repr() of the beginning alone: the whole may be gigabytes, or a whole number that Python refuses to print."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = self.maxlong = MAX_SHOWN
+        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 8
+        self.maxlevel = 4
+
+    def repr_str(self, x: str, level: int) -> str:
+        return repr(x) if len(x) <= self.maxstring else repr(x[: self.maxstring]) + "…"
+
+    def repr_bytes(self, x: bytes, level: int) -> str:
+        return repr(x) if len(x) <= self.maxstring else repr(x[: self.maxstring]) + "…"
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() < 256 else f"a whole number of about {int(x.bit_length() * 0.30103)} digits"
+
+
+def shown(value: Any, limit: int = MAX_SHOWN) -> str:
+    """`value` as an error quotes it: its repr, cut to about `limit` characters, in one printable line."""
+    return one_line(_Short().repr(value), limit)
+
+
+def because(error: BaseException, limit: int = MAX_SHOWN) -> str:
+    """What another library says of a failure, cut to about `limit` characters, in one printable line."""
+    name = type(error).__name__
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(error.strerror, limit)
+    if isinstance(error, KeyError) and error.args:
+        return one_line(f"{name}: {shown(error.args[0])}", limit)
+    return one_line(next((line for line in str(error).splitlines() if line.strip()), name), limit)
 
 
 class DuotuneError(Exception):

@@ -1,4 +1,4 @@
-"""One guarded way to read what others wrote: files, text, JSON, YAML, zip archives; and to quote from it.
+"""One guarded way to read what others wrote: files, text, JSON, YAML, zip archives.
 
     check_file(path, what)             a regular file: no pipe, device, socket or folder, whose reading may never end
     read_bytes(path, what)             its content, up to a limit
@@ -10,8 +10,6 @@
     parse_yaml(content, where)         the same of text or bytes that are already here
     parse_xml(content, where)          the tree of an XML document without entities or a document type
     Archive(path)                      a zip archive: `names`, `read(name)`, `size(name)`; nothing is unpacked to disk
-    shown(value)                       a value as it is quoted in an error: short, printable, in one line
-    because(error)                     why another library failed, in the same way
 
 `what` says in a few words what was expected there ("a recipe (YAML)"), `where` names the source of a content; both go
 into messages. Every function takes `error`, the kind of `DuotuneError` to raise (default `DataError`): one line that
@@ -25,7 +23,6 @@ import json
 import lzma
 import os
 import re
-import reprlib
 import stat
 import zipfile
 import zlib
@@ -33,13 +30,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import DataError, DuotuneError, one_line
+from .errors import MAX_SHOWN, DataError, DuotuneError, because, one_line, shown
 
 if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 MAX_TEXT_BYTES = 2 * 2**30  # LVIS, the largest published annotations, has 1.1 GB
 MAX_DESCRIPTION_BYTES = 64 * 2**20  # of the small files that describe others: prompt.json, config.json, ...
+MAX_WEIGHT_BYTES = 32 * 2**30  # of one file of weights
 MAX_YAML_BYTES = 2**20
 MAX_YAML_VALUES = 100_000  # once aliases are written out
 MAX_NESTING = 64  # lists and objects in each other
@@ -48,7 +46,6 @@ MAX_XML_BYTES = 64 * 2**20
 MAX_MEMBERS = 5_000_000  # files in an archive; ImageNet has 1.3 million
 MAX_MEMBER_BYTES = 512 * 2**20  # one file of an archive, unpacked
 MAX_RATIO, RATIO_FREE_BYTES = 200, 16 * 2**20  # unpacked to packed size of what is larger than the second
-MAX_SHOWN = 200  # characters of a quoted value
 
 _BLOCK = 2**20
 _SMALL_BLOCK = 2**12  # one byte of bz2 and lzma may stand for many thousands
@@ -59,43 +56,6 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-
-
-# ---------------------------------------------------------------------------------------------------- quoting
-
-
-class _Short(reprlib.Repr):
-    """repr() of the beginning alone: the whole may be gigabytes, or a whole number that Python refuses to print."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.maxstring = self.maxother = self.maxlong = MAX_SHOWN
-        self.maxlist = self.maxtuple = self.maxdict = self.maxset = 8
-        self.maxlevel = 4
-
-    def repr_str(self, x: str, level: int) -> str:
-        return repr(x) if len(x) <= self.maxstring else repr(x[: self.maxstring]) + "…"
-
-    def repr_bytes(self, x: bytes, level: int) -> str:
-        return repr(x) if len(x) <= self.maxstring else repr(x[: self.maxstring]) + "…"
-
-    def repr_int(self, x: int, level: int) -> str:
-        return repr(x) if x.bit_length() < 256 else f"a whole number of about {int(x.bit_length() * 0.30103)} digits"
-
-
-def shown(value: Any, limit: int = MAX_SHOWN) -> str:
-    """`value` as an error quotes it: its repr, cut to about `limit` characters, in one printable line."""
-    return one_line(_Short().repr(value), limit)
-
-
-def because(error: BaseException, limit: int = MAX_SHOWN) -> str:
-    """What another library says of a failure, cut to about `limit` characters, in one printable line."""
-    name = type(error).__name__
-    if isinstance(error, OSError) and error.strerror:
-        return one_line(error.strerror, limit)
-    if isinstance(error, KeyError) and error.args:
-        return one_line(f"{name}: {shown(error.args[0])}", limit)
-    return one_line(next((line for line in str(error).splitlines() if line.strip()), name), limit)
 
 
 # ---------------------------------------------------------------------------------------------------- files
@@ -502,6 +462,27 @@ class Archive:
         """Bytes of a file, unpacked, as the archive says. Raises KeyError if there is none."""
         return self._members[name].file_size
 
+    def check_size(self, name: str, limit: int | None = None) -> int:
+        """The largest number of bytes that a file may have. Raises `DuotuneError` if it cannot be read, or says that it
+        has more; see `read`."""
+        info = self._member(name)
+        where = f"{self.path}::{one_line(name, MAX_SHOWN)}"
+        if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):  # 3: written on Unix
+            raise self._error(f"{where} is a symbolic link; pack the file itself")
+        if info.flag_bits & 1:
+            raise self._error(f"{where} is encrypted; unpack the archive with its password, and pack it without")
+        packed = min(info.compress_size, self.path.stat().st_size)
+        most = min(MAX_MEMBER_BYTES if limit is None else limit, max(RATIO_FREE_BYTES, packed * MAX_RATIO))
+        if info.file_size > most:
+            raise self._error(f"{where} has {info.file_size:,} bytes unpacked; the limit is {most:,}")
+        return most
+
+    def _member(self, name: str) -> zipfile.ZipInfo:
+        info = self._members.get(name) or self._zip.NameToInfo.get(name)
+        if info is None:
+            raise self._error(f"no file {shown(name)} in {self.path}")
+        return info
+
     def read(self, name: str, limit: int | None = None) -> bytes:
         """The content of one file, by its name in `names` or as stored.
 
@@ -511,18 +492,9 @@ class Archive:
             DuotuneError: no such file, a symbolic link, encrypted, packed in a way that Python does not read, broken,
                 more than `limit` bytes, or packed more than `MAX_RATIO` times as small.
         """
-        info = self._members.get(name) or self._zip.NameToInfo.get(name)
-        if info is None:
-            raise self._error(f"no file {shown(name)} in {self.path}")
+        most, info = self.check_size(name, limit), self._member(name)
         where = f"{self.path}::{one_line(name, MAX_SHOWN)}"
-        if info.create_system == 3 and stat.S_ISLNK(info.external_attr >> 16):  # 3: written on Unix
-            raise self._error(f"{where} is a symbolic link; pack the file itself")
-        if info.flag_bits & 1:
-            raise self._error(f"{where} is encrypted; unpack the archive with its password, and pack it without")
         small = info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-        most = min(MAX_MEMBER_BYTES if limit is None else limit, max(RATIO_FREE_BYTES, info.compress_size * MAX_RATIO))
-        if info.file_size > most:
-            raise self._error(f"{where} has {info.file_size:,} bytes unpacked; the limit is {most:,}")
         parts, count = [], 0
         try:
             with self._zip.open(info) as file:
@@ -543,10 +515,21 @@ class Archive:
         return b"".join(parts)
 
 
+def check_packed(path: Path, error: type[DuotuneError] = DataError) -> None:
+    """A file that a library unpacks by itself, such as a checkpoint of PyTorch: if it is a zip archive, none of its files
+    is packed more than `MAX_RATIO` times as small. Raises `error` otherwise."""
+    if not zipfile.is_zipfile(path):
+        return
+    with Archive(path, "a checkpoint", error) as archive:
+        for name in archive.names:
+            archive.check_size(name, MAX_WEIGHT_BYTES)
+
+
 __all__ = [
     "Archive",
     "because",
     "check_file",
+    "check_packed",
     "decode_text",
     "member_name",
     "parse_json",

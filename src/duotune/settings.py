@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral
 from typing import Any
 
-from .errors import ConfigError
+from .errors import ConfigError, shown
 
 
 def misfits(kind: type, values: Mapping[str, Any], what: str) -> Iterator[str]:
@@ -25,10 +25,10 @@ def misfits(kind: type, values: Mapping[str, Any], what: str) -> Iterator[str]:
             near = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             listing = f" (known: {', '.join(sorted(known)) or 'none'})" if len(known) < 40 else ""
-            yield f"unknown {what} {name!r}{hint}{listing}"
+            yield f"unknown {what} {shown(name, 60)}{hint}{listing}"
         elif not fits(value, hints[name]):
             plain = isinstance(hints[name], type) and not typing.get_args(hints[name])
-            yield f"{name} must be {hints[name].__name__ if plain else hints[name]}, not {value!r}"
+            yield f"{name} must be {hints[name].__name__ if plain else hints[name]}, not {shown(value, 60)}"
 
 
 def fits(value: Any, kind: Any) -> bool:
@@ -52,7 +52,7 @@ def check_whole(least: int, **values: Any) -> None:
     found = []
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool):
-            found.append(f"{name} must be a whole number, not {value!r}")
+            found.append(f"{name} must be a whole number, not {shown(value, 60)}")
         elif value < least:
             found.append(f"{name} must be at least {least}, not {value}")
     if found:

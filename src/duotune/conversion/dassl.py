@@ -44,7 +44,8 @@ from ..data import DATASETS
 from ..errors import ArtifactError, ConfigError
 from ..methods import METHODS
 from ..model import PromptedModel, attach
-from .reading import read_archive, state_dict_of
+from ..reading import check_file
+from .reading import read_archive, state_dict_of, understood
 
 TEXT, VISUAL, CLASS_AWARE = (
     "prompt_learner",
@@ -155,7 +156,8 @@ def import_dassl(
 
         backbone = load_backbone(backbone, device=device)
     METHODS.get(found.method).check_ports(found.method, backbone)
-    settings = _settings(found, backbone)
+    with understood(found.folder):
+        settings = _settings(found, backbone)
     if found.text:
         settings["position"] = position or found.log.get("position", "end")
     if found.method == "dpt":
@@ -167,7 +169,8 @@ def import_dassl(
             "give the names of the run in its order, and call set_classes for others afterwards"
         )
     if found.text and check_names:
-        _check_names(found, backbone, class_names)
+        with understood(found.folder):
+            _check_names(found, backbone, class_names)
 
     model = attach(backbone, found.method, class_names, template, config=settings)
     state, own = _translate(found), model.method.state_dict()
@@ -212,8 +215,9 @@ def read_dassl(path: str | Path, epoch: int | str | None = None) -> DasslCheckpo
         state = state_dict_of(read_archive(file))
         if state is None:
             raise ArtifactError(f"{file} holds no state_dict; expected a checkpoint that Dassl wrote")
-        states[name] = {k: t.float() for k, t in state.items()}
-        _check_part(file, name, states[name])
+        with understood(file):
+            states[name] = {k: t.float() for k, t in state.items()}
+            _check_part(file, name, states[name])
     text, visual, aware = (states.get(name, {}) for name in (TEXT, VISUAL, CLASS_AWARE))
     return DasslCheckpoint(folder, method, epoch, text, visual, aware, _read_log(folder))
 
@@ -376,11 +380,12 @@ def _read_log(folder: Path) -> dict[str, str]:
     """Settings that the weights do not tell, from the newest `log.txt` in which Dassl printed its configuration."""
     patterns = {
         "position": r"^ +CLASS_TOKEN_POSITION: *(end|middle|front) *$",
-        "num_candidates": r"^ +CPN: *(\d+) *$",
+        "num_candidates": r"^ +CPN: *(\d{1,9}) *$",
         "dataset": r"^DATASET:\n(?: +.*\n)*? +NAME: *(\w+) *$",
     }
     for log in sorted(folder.glob("log.txt*"), key=lambda f: f.stat().st_mtime, reverse=True):
-        content = log.read_text(errors="replace")[:200_000]
+        with check_file(log, "a log of Dassl", ArtifactError).open(errors="replace") as file:
+            content = file.read(200_000)
         if found := {k: m[1] for k, p in patterns.items() if (m := re.search(p, content, re.MULTILINE))}:
             return found
     return {}

@@ -24,8 +24,10 @@ defects give the same tokens.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,9 +36,10 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..errors import ArtifactError, ConfigError
+from ..errors import ArtifactError, ConfigError, because
+from ..reading import MAX_DESCRIPTION_BYTES, decode_text, read_bytes
 from ..writing import folder_beside, write_text
-from .reading import read_archive, state_dict_of
+from .reading import read_archive, state_dict_of, understood
 
 HEAD_WIDTH = 64
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -82,11 +85,12 @@ def convert_openai_clip(
     weights = state_dict_of(read_archive(path))
     if not weights:
         raise ArtifactError(f"{path} holds no named tensors; expected OpenAI's CLIP weights")
-    config = infer_config(weights, str(path))
-    # copies: safetensors refuses tensors that share memory, as parts of one projection do
-    tensors = {
-        name: t.to(getattr(torch, dtype), copy=True).contiguous() for name, t in convert_weights(weights, str(path))
-    }
+    with understood(path):
+        config = infer_config(weights, str(path))
+        # copies: safetensors refuses tensors that share memory, as parts of one projection do
+        tensors = {
+            name: t.to(getattr(torch, dtype), copy=True).contiguous() for name, t in convert_weights(weights, str(path))
+        }
 
     try:
         with folder_beside(out) as part:
@@ -214,13 +218,17 @@ def read_bpe(path: str | Path, vocab_size: int) -> tuple[dict[str, int], list[tu
         ArtifactError: there is no such file, or it holds fewer merges than the model needs.
     """
     path = Path(path)
+    expected = "bpe_simple_vocab_16e6.txt.gz"
     try:
-        raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ArtifactError(
-            f"cannot read the vocabulary {path} ({error}); expected bpe_simple_vocab_16e6.txt.gz"
-        ) from error
+        raw = read_bytes(path, expected, ArtifactError, MAX_DESCRIPTION_BYTES)
+        if raw[:2] == b"\x1f\x8b":
+            with gzip.open(io.BytesIO(raw)) as file:
+                raw = file.read(MAX_DESCRIPTION_BYTES + 1)
+            if len(raw) > MAX_DESCRIPTION_BYTES:
+                raise ArtifactError(f"it has more than {MAX_DESCRIPTION_BYTES:,} bytes unpacked")
+        lines = decode_text(raw, str(path), ArtifactError).split("\n")
+    except (ArtifactError, OSError, EOFError, zlib.error) as error:
+        raise ArtifactError(f"cannot read the vocabulary {path} ({because(error)}); expected {expected}") from error
     wanted = vocab_size - 2 * 256 - 2
     merges = [tuple(line.split()) for line in lines[1 : 1 + max(wanted, 0)]]
     if wanted < 0 or len(merges) < wanted or any(len(m) != 2 for m in merges):
@@ -247,9 +255,8 @@ def _write_tokenizer(folder: Path, text: dict, bpe: str | Path | None, source: s
             raise ArtifactError(f"no folder {source}; expected a Hugging Face folder with a CLIP tokenizer")
         try:
             tokenizer = AutoTokenizer.from_pretrained(str(source))
-        except (OSError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [""])[0]
-            raise ArtifactError(f"{source} holds no tokenizer that can be loaded ({first})") from error
+        except Exception as error:  # transformers meets a broken folder with any exception there is
+            raise ArtifactError(f"{source} holds no tokenizer that can be loaded ({because(error)})") from error
     if len(tokenizer) != text["vocab_size"] or tokenizer.eos_token_id != text["eos_token_id"]:
         raise ArtifactError(
             f"the vocabulary of {bpe or source} has {len(tokenizer)} entries and ends texts with id "

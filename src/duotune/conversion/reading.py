@@ -15,10 +15,13 @@ does not know. No name in the file is ever imported or called. Files from before
 
 from __future__ import annotations
 
+import contextlib
 import io
+import math
+import os
 import pickle
+import pickletools
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,7 +30,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArtifactError
+from ..errors import ArtifactError, DuotuneError, because
+from ..reading import MAX_DESCRIPTION_BYTES, MAX_WEIGHT_BYTES, Archive, check_file
 
 _STORAGES = {
     "DoubleStorage": torch.float64,
@@ -84,7 +88,9 @@ class _Call:
 
 
 def _rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *_: Any) -> Tensor:
-    # as_strided raises if the view leaves the storage
+    # as_strided raises if the view leaves the storage; a view may also name one value billions of times
+    if math.prod(size) > storage.numel():
+        raise pickle.UnpicklingError(f"a tensor of {math.prod(size)} values is made of {storage.numel()}")
     return storage.as_strided(tuple(size), tuple(stride), offset)
 
 
@@ -93,8 +99,10 @@ def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, archive: zipfile.ZipFile, prefix: str):
-        super().__init__(io.BytesIO(archive.read(f"{prefix}/data.pkl")))
+    def __init__(self, archive: Archive, prefix: str):
+        code = archive.read(f"{prefix}/data.pkl", MAX_DESCRIPTION_BYTES)
+        _check_memo(code)
+        super().__init__(io.BytesIO(code))
         self._archive, self._prefix = archive, prefix
         self._storages: dict[str, Tensor] = {}
 
@@ -114,9 +122,19 @@ class _Unpickler(pickle.Unpickler):
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             return Inert()
         if key not in self._storages:
-            content = bytearray(self._archive.read(f"{self._prefix}/data/{key}"))
+            content = bytearray(self._archive.read(f"{self._prefix}/data/{key}", MAX_WEIGHT_BYTES))
             self._storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
         return self._storages[key]
+
+
+def _check_memo(code: bytes) -> None:
+    """Raises UnpicklingError if a pickle numbers its objects beyond their count: Python would make a table that long."""
+    most = 0
+    for operation, argument, _ in pickletools.genops(code):
+        if "PUT" in operation.name and isinstance(argument, int):
+            most = max(most, argument)
+    if most > len(code):
+        raise pickle.UnpicklingError(f"a pickle of {len(code)} bytes numbers an object {most}")
 
 
 def read_archive(path: str | Path) -> Any:
@@ -129,36 +147,43 @@ def read_archive(path: str | Path) -> Any:
         ArtifactError: there is no such file, it is truncated, or it is no PyTorch file.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ArtifactError(f"no file {path}; expected a PyTorch checkpoint")
-    try:
+    check_file(path, "a PyTorch checkpoint", ArtifactError)
+    with understood(path):
         if not zipfile.is_zipfile(path):
             return _read_old(path)
-        with zipfile.ZipFile(path) as archive:
-            names = [n for n in archive.namelist() if n.count("/") == 1 and n.endswith("/data.pkl")]
+        with Archive(path, "a PyTorch checkpoint", ArtifactError) as archive:
+            names = [n for n in archive.names if n.count("/") == 1 and n.endswith("/data.pkl")]
             if not names:
                 raise ArtifactError(f"{path} is a zip file without data.pkl; expected a PyTorch checkpoint")
             prefix = names[0].partition("/")[0]
             order = f"{prefix}/byteorder"
-            if order in archive.namelist() and archive.read(order) == b"big":
+            if order in archive and archive.read(order) == b"big":
                 raise ArtifactError(f"{path} was written on a big-endian machine; write it again on a usual one")
             return _Unpickler(archive, prefix).load()
-    except ArtifactError:
+
+
+@contextlib.contextmanager
+def understood(path: str | Path) -> Iterator[None]:
+    """Turns whatever the content of a checkpoint leads to into one ArtifactError that names it.
+
+    A damaged or hostile pickle may fail anywhere, and tensors of unexpected shapes wherever they are first used.
+    """
+    try:
+        yield
+    except DuotuneError:
         raise
-    # a damaged or hostile pickle may fail anywhere
-    except (
-        *(zipfile.BadZipFile, zlib.error, pickle.UnpicklingError, EOFError, OSError, NotImplementedError),
-        *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError, MemoryError),
-    ) as error:
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
+    except Exception as error:
         raise ArtifactError(
-            f"cannot read {path} as a PyTorch checkpoint ({type(error).__name__}: {reason}); "
+            f"cannot read {path} as a PyTorch checkpoint ({type(error).__name__}: {because(error)}); "
             "it is damaged or of another kind; copy or download it again"
         ) from error
 
 
 def _read_old(path: Path) -> Any:
-    head = path.read_bytes()[:4]
+    with path.open("rb") as file:
+        head = file.read(4)
     if head[:2] == b"PK":  # a zip file whose directory, at its end, is missing
         raise ArtifactError(f"{path} is truncated; copy or download it again")
     try:
@@ -181,8 +206,15 @@ def state_dict_of(content: Any) -> dict[str, Tensor] | None:
         content = content["state_dict"]
     if not isinstance(content, Mapping):
         return None
-    table = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    table = {k: v for k, v in content.items() if isinstance(k, str) and isinstance(v, Tensor) and is_plain(v)}
     return {k.removeprefix("module."): v for k, v in table.items()} or None
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor is dense and stores each of its values: a view may name one value billions of times."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return False
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
 
 
 def _attributes(module: Inert, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -23,7 +23,7 @@ from ..backbones.base import Backbone
 from ..errors import ArtifactError
 from ..model import PromptedModel, attach
 from ..models.glip.conversion import our_name
-from .reading import read_archive
+from .reading import is_plain, read_archive, understood
 
 _TOKENS = re.compile(r"rpn\.head\.dyhead_tower\.(\d+)\.b_attn\.attn\.cpt_input")
 _IGNORED = ".b_attn.attn.cpt_maskpad"
@@ -56,8 +56,9 @@ def import_sdpt(
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ArtifactError(f"{path} holds no dictionary of tensors; expected a checkpoint of SDPT's code")
-    state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    found = prototype_tokens(state, path)
+    with understood(path):
+        state = {name.removeprefix("module."): tensor for name, tensor in state.items() if is_plain(tensor)}
+        found = prototype_tokens(state, path)
     shapes = {tuple(tokens.shape) for tokens in found.values()}
     if len(shapes) > 1:
         raise ArtifactError(f"{path}: the layers' tokens have different shapes {sorted(shapes)}; expected one")
@@ -73,7 +74,8 @@ def import_sdpt(
     settings = {"num_prototype_tokens": count, "layers": sorted(found), "visible": "text_queries"}
     model = attach(backbone, "sdpt", class_names, config=settings)
     if check_backbone:
-        _compare(state, backbone, path)
+        with understood(path):
+            _compare(state, backbone, path)
     with torch.no_grad():
         for row, layer in zip(model.method.prototypes.tokens, model.method.prototypes.layers):
             row.copy_(found[layer])

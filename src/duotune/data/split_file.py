@@ -72,7 +72,8 @@ def names_of_labels(pairs: Iterable[tuple[int, str]], where: str) -> list[str]:
         if names.setdefault(label, name) != name:
             raise DataError(f"{where}: label {label} is called both {names[label]!r} and {name!r}")
     if sorted(names) != list(range(len(names))):
-        gaps = [str(label) for label in range(max(names, default=0) + 1) if label not in names]
+        # labels may be as large as they like: no more of them are looked at than it takes to name the first few
+        gaps = [str(label) for label in range(min(max(names, default=0), 2 * len(names)) + 1) if label not in names]
         raise DataError(f"{where}: labels must count from 0 without gaps; absent: {first_few(gaps)}")
     return [names[label] for label in range(len(names))]
 

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ConfigError, DataError, DuotuneError, UnknownNameError
+from ..reading import MAX_YAML_BYTES, parse_yaml, read_text
 from ..settings import misfits
 
 CLASSES = ("all", "base", "new")
@@ -191,17 +194,16 @@ def _fault_of(load: Callable[[str], Any], data: str) -> Iterator[str]:
 
 def parse_value(text: str) -> Any:
     """The value that YAML reads in `text`, with 1e-3 a number: "true" -> True, "0.1" -> 0.1, "a photo" -> "a photo"."""
-    import yaml
-
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text, "a value")
+    except DataError:
         return text
     if isinstance(value, str):
         try:
-            return float(value)
+            number = float(value)
         except ValueError:
-            pass
+            return value
+        return number if math.isfinite(number) else value
     if isinstance(value, bool) and text.strip().lower() not in ("true", "false"):
         return text.strip()  # YAML 1.1 reads no, on and the like as booleans; save_strategy=no is a word
     return value
@@ -235,23 +237,18 @@ def load_recipe(source: str | Path) -> Recipe:
         UnknownNameError: neither a file nor a shipped recipe. ConfigError: not YAML, or every key and type that does
         not fit. Values are checked by `Recipe.validate`, because options of a command line may still change them.
     """
-    import yaml
-
     path = Path(source)
-    if path.is_dir():
+    if os.path.isdir(path):  # unlike Path's, it raises for no name, however long
         raise ConfigError(f"a recipe is a YAML file; {source} is a folder")
-    if path.is_file():
-        text = path.read_text(encoding="utf-8", errors="replace")
+    if os.path.exists(path):
+        text = read_text(path, "a recipe (YAML)", ConfigError, MAX_YAML_BYTES)
     elif path.suffix in (".yaml", ".yml") or len(path.parts) > 1:
         raise DataError(f"no recipe file {source}; give the path of a YAML file, or one of {', '.join(list_recipes())}")
     elif str(source) in list_recipes():
         text = resources.files(__name__).joinpath(f"{source}.yaml").read_text(encoding="utf-8")
     else:
         raise UnknownNameError("recipe", str(source), list_recipes())
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {' '.join(str(error).split())}") from error
+    values = parse_yaml(text, str(source), ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(f"{source} must hold `key: value` lines; got {type(values).__name__}")
     for key in ("settings", "training"):

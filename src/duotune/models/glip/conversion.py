@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...errors import ArtifactError
+from ...errors import ArtifactError, because, one_line, shown
+from ...reading import check_file, check_packed
 from ...writing import folder_beside
 from .anchors import cell_anchor
 from .configuration_glip import GlipConfig
@@ -88,8 +89,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         ArtifactError: no such file, not a checkpoint, or objects in it that would have to be executed.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.exists(path):
         raise ArtifactError(f"no checkpoint at {path}")
+    check_packed(check_file(path, "an official checkpoint", ArtifactError), ArtifactError)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -101,11 +103,17 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
             "from the file could restore; save just its 'model' entry where you trust it"
         ) from None
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ArtifactError(f"{path} is no PyTorch checkpoint: {reason}") from error
+        raise ArtifactError(f"{path} is no PyTorch checkpoint: {because(error)}") from error
     state = content.get("model", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ArtifactError(f"{path} should hold a dictionary of tensors, plain or under 'model'")
+    for name, value in state.items():
+        if (
+            not isinstance(name, str)
+            or value.layout != torch.strided
+            or value.nbytes > value.untyped_storage().nbytes()
+        ):
+            raise ArtifactError(f"{path}: {shown(name)} is no plain tensor under a name; download it again")
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
@@ -118,10 +126,10 @@ def guess_config(state: dict[str, Tensor]) -> GlipConfig:
         ArtifactError: neither.
     """
     weight = state.get("backbone.body.patch_embed.proj.weight")
-    if weight is None:
+    if weight is None or not weight.dim():
         raise ArtifactError(
             "the checkpoint has no 'backbone.body.patch_embed.proj.weight', so it is no GLIP with a Swin backbone; "
-            f"it begins with {', '.join(list(state)[:3])}"
+            f"it begins with {', '.join(one_line(name, 60) for name in list(state)[:3])}"
         )
     presets = {96: GlipConfig.glip_t, 192: GlipConfig.glip_l}
     if weight.shape[0] not in presets:
@@ -167,18 +175,20 @@ def map_state_dict(state: dict[str, Tensor], config: GlipConfig) -> dict[str, Te
 def _wrong_constant(name: str, tensor: Tensor, config: GlipConfig) -> list[str]:
     if name in _IGNORED:
         return []
-    level = int(name.removeprefix(_CELL_ANCHOR))
+    level = int(digits) if (digits := name.removeprefix(_CELL_ANCHOR)).isdecimal() and len(digits) < 3 else 5
     expected = torch.tensor([cell_anchor(config.strides[level], config.anchor_scale)]) if level < 5 else None
     if expected is not None and tensor.shape == expected.shape and torch.allclose(tensor.float(), expected):
         return []
-    return [f"{name} is {tensor.tolist()}, expected {expected.tolist() if expected is not None else 'no such level'}"]
+    return [
+        f"{name} is {shown(tensor.tolist(), 60)}, expected {expected.tolist() if expected is not None else 'no such level'}"
+    ]
 
 
 def _listing(kind: str, names: list[str], limit: int = 5) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return [f"{len(names)} {kind} ({', '.join(sorted(names)[:limit])}{more})"]
+    return [f"{len(names)} {kind} ({', '.join(one_line(name, 60) for name in sorted(names)[:limit])}{more})"]
 
 
 def convert_glip_checkpoint(
@@ -240,7 +250,7 @@ def _load_tokenizer(tokenizer: Any) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(str(tokenizer))
-    except (OSError, ValueError) as error:
+    except Exception as error:  # transformers meets a broken folder with any exception there is
         raise ArtifactError(
             f"the BERT tokenizer {str(tokenizer)!r} can be found neither on disk nor on the Hub; "
             "pass tokenizer= a folder that holds it"
