@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ArtifactError, ConfigError, DataError, DuotuneError, one_line
-from .reading import MAX_DESCRIPTION_BYTES, MAX_SHOWN, MAX_WEIGHT_BYTES, because, read_bytes, read_json, shown
+from .reading import MAX_DESCRIPTION_BYTES, MAX_SHOWN, MAX_WEIGHT_BYTES, because, parse_json, read_bytes, shown
 from .writing import write_together
 
 if TYPE_CHECKING:
@@ -276,14 +276,14 @@ def describe(folder: str | Path) -> ArtifactInfo:
         ArtifactError: a file is missing, truncated or foreign, or of an unknown format version.
     """
     folder = check_files(folder)
-    values = read_json(
-        folder / DESCRIPTION, "the description of an artifact", ArtifactError, MAX_DESCRIPTION_BYTES, nonfinite=True
-    )
-    version = values.get("format") if isinstance(values, dict) else None
-    if version is None:
+    text = read_bytes(folder / DESCRIPTION, "the description of an artifact", ArtifactError, MAX_DESCRIPTION_BYTES)
+    try:
+        values = parse_json(text, DESCRIPTION, ArtifactError, nonfinite=True)
+        version = values["format"]
+    except (ArtifactError, KeyError, TypeError) as error:
         raise ArtifactError(
-            f"{folder / DESCRIPTION} is not a duotune artifact's description (it names no format); copy the artifact again"
-        )
+            f"{folder / DESCRIPTION} is not a duotune artifact's description ({because(error)}); copy it again"
+        ) from error
     if version != FORMAT or isinstance(version, bool):
         raise ArtifactError(
             f"{folder} has artifact format {shown(version, 40)}, this duotune reads format {FORMAT}; "
@@ -300,7 +300,7 @@ def describe(folder: str | Path) -> ArtifactInfo:
     if hashlib.sha256(payload).hexdigest() != info.sha256:
         raise ArtifactError(
             f"{folder / WEIGHTS} is not the file that {DESCRIPTION} describes (expected {info.num_bytes} bytes with "
-            f"SHA-256 {one_line(info.sha256[:12], 12)}…, got {len(payload)} bytes): truncated or foreign; copy the artifact again"
+            f"SHA-256 {one_line(info.sha256[:12], 12)}…, got {len(payload)} bytes): truncated or foreign; copy it again"
         )
     return info
 

@@ -12,8 +12,8 @@
 
 A message says what was expected, what came, and what to do. It is one printable line of at most `MAX_MESSAGE`
 characters (each fault, where there are several), whatever it quotes. The command line prints it
-and exits with a non-zero status. What came is quoted by `shown(value)`, and another library's words by `because(error)`:
-short, printable, in one line.
+and exits with a non-zero status. What came is quoted by `shown(value)`, another library's words by
+`because(error)`: short, printable, in one line.
 """
 
 from __future__ import annotations

@@ -85,7 +85,8 @@ def read_bytes(
     path = check_file(path, what, error)
     try:
         with open(path, "rb") as file:
-            content = file.read(limit + 1) if os.fstat(file.fileno()).st_size <= limit else None
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(size + 1) if size <= limit else None  # no more is asked for: memory is taken for all
     except OSError as fault:
         raise error(f"cannot read {path}: {because(fault)}; expected {what}") from fault
     if content is None or len(content) > limit:
@@ -516,8 +517,8 @@ class Archive:
 
 
 def check_packed(path: Path, error: type[DuotuneError] = DataError) -> None:
-    """A file that a library unpacks by itself, such as a checkpoint of PyTorch: if it is a zip archive, none of its files
-    is packed more than `MAX_RATIO` times as small. Raises `error` otherwise."""
+    """Of a file that a library unpacks by itself, such as a checkpoint. Raises `error` if it is a zip archive and
+    `Archive.read` would refuse one of its files for its size."""
     if not zipfile.is_zipfile(path):
         return
     with Archive(path, "a checkpoint", error) as archive:

@@ -128,7 +128,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _check_memo(code: bytes) -> None:
-    """Raises UnpicklingError if a pickle numbers its objects beyond their count: Python would make a table that long."""
+    """Raises UnpicklingError if a pickle numbers objects beyond their count: Python would make a table that long."""
     most = 0
     for operation, argument, _ in pickletools.genops(code):
         if "PUT" in operation.name and isinstance(argument, int):

@@ -13,6 +13,7 @@ rpn.anchor_generator.cell_anchors.{level}   (a constant: checked, not stored)
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Callable
@@ -179,9 +180,8 @@ def _wrong_constant(name: str, tensor: Tensor, config: GlipConfig) -> list[str]:
     expected = torch.tensor([cell_anchor(config.strides[level], config.anchor_scale)]) if level < 5 else None
     if expected is not None and tensor.shape == expected.shape and torch.allclose(tensor.float(), expected):
         return []
-    return [
-        f"{name} is {shown(tensor.tolist(), 60)}, expected {expected.tolist() if expected is not None else 'no such level'}"
-    ]
+    right = expected.tolist() if expected is not None else "no such level"
+    return [f"{name} is {shown(tensor.tolist(), 60)}, expected {right}"]
 
 
 def _listing(kind: str, names: list[str], limit: int = 5) -> list[str]:
