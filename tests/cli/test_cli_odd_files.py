@@ -115,6 +115,20 @@ def test_a_class_without_training_pictures_is_refused_by_name(picture_data, tiny
         PromptTrainer(model, arguments, data)
 
 
+def test_class_names_in_a_file_are_read_or_refused_never_garbled(tmp_path):
+    from duotune.cli.import_checkpoint import read_names
+
+    names = ["caf\u00e9", "\u732b"]
+    file = tmp_path / "names.txt"
+    for content in ("caf\u00e9\n\u732b\n", "cafe\u0301\r\n\r\n\u732b"):
+        for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+            file.write_bytes(content.encode(encoding))
+            assert read_names(file) == names
+    file.write_bytes("caf\u00e9".encode("latin-1"))
+    with pytest.raises(DataError, match="names.txt is no UTF-8 text: byte 0xe9 at position 3"):
+        read_names(file)
+
+
 # --- what is printed where not every character can be ----------------------------------------------------------------
 
 NAMES = ("\u732b", "\u0441\u043e\u0431\u0430\u043a\u0430", "caf\u00e9", "\U0001f431", "apple")

@@ -114,6 +114,10 @@ def test_junk_is_no_class_and_no_picture(tree):
         (["train/1.png", "test/1.png", "unlabeled/1.png"], "lie directly in 'test', 'train', 'unlabeled'"),
         (["images/1.png", "labels.csv"], "lie directly in 'images'.*if .*labels.csv has columns path,label, give"),
         (["images/1.png", "masks/1.png"], "lie directly in 'images'.*classes are not known"),
+        (["train/images/1.png", "test/images/2.png"], "lie directly in 'test/images', so their classes are not known"),
+        (["train/images/1.png", "train/labels/1.png"], "lie directly in 'train/images', 'train/labels'"),
+        (["train/images/1.png", "train/cat/1.png"], "lie directly in 'train/images'"),
+        (["train/train/1.png", "test/test/1.png"], "lie directly in 'test/test', so"),
         (["1.png", "2.png", "labels.csv"], r"2 pictures lie outside class folders\); expected.*labels.csv has columns"),
         (
             ["animals/cat/1.png", "animals/dog/1.png", "tools/saw/1.png"],

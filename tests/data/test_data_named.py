@@ -1,6 +1,7 @@
 """The named data sets, on folders made in their real layout."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -353,3 +354,14 @@ def test_missing_parts(tmp_path, class_folders):
     (tmp_path / "imagenet").mkdir()
     with pytest.raises(DataError, match="no such file: .*classnames.txt; expected lines 'n01440764 tench'"):
         load_dataset("imagenet", root=tmp_path)
+
+
+def test_accents_of_listed_files_and_junk_beside_class_folders(tmp_path, write_image, class_folders):
+    nfc, nfd = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    write_image(tmp_path / "dtd" / "images" / nfd / f"{nfd}.png")
+    rows = {"train": [[f"{nfc}/{nfc}.png", 0, nfc]], "val": [], "test": []}
+    (tmp_path / "dtd" / "split_zhou_DescribableTextures.json").write_text(json.dumps(rows))
+    data = load_dataset("dtd", root=tmp_path)
+    assert data.class_names == (nfc,) and open_image(data.train[0]).size == (12, 10)
+    class_folders("eurosat/2750", {"Forest": 4, "River": 4, "__MACOSX": 1, "@eaDir": 1, ".cache": 1})
+    assert load_dataset("eurosat", root=tmp_path).class_names == ("Forest", "River")

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..artifacts import DESCRIPTION, artifact_bytes
+from ..data.layout import plain_name
 from ..errors import ArtifactError, ConfigError, DataError
+from ..reading import MAX_DESCRIPTION_BYTES, read_text
 from .options import option, quiet
 from .output import size
 
@@ -88,10 +90,14 @@ def run(options: Options) -> int:
 
 
 def read_names(path: Path) -> list[str]:
-    """Class names of a text file, one a line; empty lines are skipped. Raises DataError."""
+    """Class names of a text file (UTF-8, or UTF-16 with its mark), one a line; empty lines are skipped.
+
+    Raises DataError.
+    """
     if not path.is_file():
         raise DataError(f"no file {path}; expected a text file with one class name per line")
-    names = [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    text = read_text(path, "a text file with one class name per line", limit=MAX_DESCRIPTION_BYTES)
+    names = [plain_name(line.strip()) for line in text.splitlines() if line.strip()]
     if not names:
         raise DataError(f"{path} is empty; expected one class name per line")
     return names

@@ -136,7 +136,7 @@ def _reader_of(path: Path) -> Callable[..., ClassificationData]:
         from .image_folder import read_image_folder
 
         return read_hf_saved if is_saved_dataset(path) else read_image_folder
-    if suffix == ".csv":
+    if suffix in (".csv", ".tsv"):
         from .csv import read_csv
 
         return read_csv

@@ -103,7 +103,7 @@ def read_image_folder(
 
     Raises:
         DataError: path absent, no class folders, folders that leave open what the classes are, a class without
-            pictures, a faulty `dataset.json`, or pictures with COCO annotations.
+            pictures, a faulty `dataset.json`, or pictures with boxes.
         ClassNamesError: two folders read the same.
     """
     path = Path(path)
@@ -157,7 +157,10 @@ def find_classes(path: Path, listing: Listing, known: bool = False) -> tuple[lis
             for top, kind in in_splits.items()
         ]
     else:
-        _refuse_other_layouts(path, listing, tops, known)
+        _refuse_boxes(path)
+        if not tops:
+            outside = f"{len(listing.images)} pictures lie outside class folders" if listing.images else "no pictures"
+            raise DataError(f"{path} has no class folders with pictures ({outside}); {EXPECTED}{_tables_hint(listing)}")
         parts = [("", listing)]
 
     entries: list[Entry] = []
@@ -176,30 +179,38 @@ def find_classes(path: Path, listing: Listing, known: bool = False) -> tuple[lis
         for folder in {name.split("/")[0] for name in part.folders}:
             stored.setdefault((kind, plain_name(folder)), set()).add(folder)
         if not known:
+            _refuse_no_classes(path, listing, part)
             _refuse_folders_of_classes(path, part)
     _refuse_equal_names(path, stored)
     return entries, sorted({folder for _, folder in stored})
 
 
-def _refuse_other_layouts(path: Path, listing: Listing, tops: set[str], known: bool) -> None:
-    """Raises DataError where the folders `tops`, which hold pictures, are clearly no classes."""
-    from .detection import is_detection_data
+def _refuse_boxes(path: Path) -> None:
+    from .detection.formats import format_of
 
-    if is_detection_data(path):
-        raise DataError(f"{path} has COCO annotations, so it is pictures with boxes; load_detection reads it")
+    if format := format_of(path):
+        raise DataError(f"{path} has {format.title}, so it is pictures with boxes; load_detection reads it")
+
+
+def _tables_hint(listing: Listing) -> str:
     tables = [file for file in listing.files if file.lower().endswith((".csv", ".tsv")) and file.count("/") < 2]
-    hint = f" (if {listing.where(tables[0])} has columns path,label, give that file)" if tables else ""
-    if not tops:
-        outside = f"{len(listing.images)} pictures lie outside class folders" if listing.images else "no pictures"
-        raise DataError(f"{path} has no class folders with pictures ({outside}); {EXPECTED}{hint}")
+    return f" (if {listing.where(tables[0])} has columns path,label, give that file)" if tables else ""
+
+
+def _refuse_no_classes(path: Path, listing: Listing, part: Listing) -> None:
+    """Raises DataError where the folders at the top of `part` that hold pictures are clearly no classes."""
+    tops = {image.split("/")[0] for image in part.images if "/" in image}
     plain = {top: top.casefold() for top in tops}
     containers = [top for top in sorted(tops) if plain[top] in CONTAINERS]
-    if not known and (containers or all(split_of(top) or plain[top] in NO_CLASSES for top in tops)):
-        one = min(tops)
-        raise DataError(
-            f"{path}: pictures lie directly in {first_few(containers or sorted(tops))}, so their classes are not "
-            f"known; sort them into class folders ({one}/CLASS/*.jpg), or name them in a CSV file{hint}"
-        )
+    if not containers and not (tops and all(split_of(top) or plain[top] in NO_CLASSES for top in tops)):
+        return
+    _refuse_boxes(path)
+    shift = part.prefix.removeprefix(listing.prefix)
+    found = [shift + top for top in containers or sorted(tops)]
+    raise DataError(
+        f"{path}: pictures lie directly in {first_few(found)}, so their classes are not known; sort them into class "
+        f"folders ({found[0]}/CLASS/*.jpg), or name them in a CSV file{_tables_hint(listing)}"
+    )
 
 
 def _refuse_mixed_splits(path: Path, tops: set[str], in_splits: dict[str, str]) -> None:

@@ -31,8 +31,8 @@ def shuffled(items: list[ImageItem], *salt: object) -> list[ImageItem]:
 
 def _place(item: ImageItem) -> tuple[int, str]:
     """Sorts by key, and row numbers by value: how long they are depends on the rows of other classes."""
-    row = item.member is not None and item.member.isdecimal()
-    return len(item.member) if row else 0, item.key
+    row = (item.member or "").isdecimal()
+    return len(item.member or "") if row else 0, item.key
 
 
 def check_every_class(data: object, items: Iterable[ImageItem]) -> None:

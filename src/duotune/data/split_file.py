@@ -11,6 +11,7 @@ from ..errors import DataError
 from ..reading import because, parse_json, read_text, shown
 from .base import ImageItem, first_few
 from .images import is_image_name
+from .layout import FileFinder, is_junk
 
 
 @dataclass
@@ -96,7 +97,11 @@ def read_split_file(path: Path, images: Path) -> Splits:
     except (ValueError, TypeError, KeyError) as error:
         raise DataError(f"{path} is no split file: expected {format}, found {because(error)}") from error
     names = names_of_labels(((label, name) for part in rows.values() for _, label, name in part), str(path))
-    parts = {kind: [ImageItem(images / image, label) for image, label, _ in part] for kind, part in rows.items()}
+    find = FileFinder(images)
+    parts = {
+        kind: [ImageItem(find(image) or images / image, label) for image, label, _ in part]
+        for kind, part in rows.items()
+    }
     check_present([item.path for part in parts.values() for item in part], str(path))
     return Splits(names, **parts)
 
@@ -108,7 +113,7 @@ def read_class_folders(folder: Path, ignored: Sequence[str] = ()) -> Splits:
     """
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}; expected one folder of pictures per class in it")
-    classes = sorted(f.name for f in os.scandir(folder) if f.is_dir() and f.name[0] != "." and f.name not in ignored)
+    classes = sorted(f.name for f in os.scandir(folder) if f.is_dir() and not is_junk(f.name) and f.name not in ignored)
     if not classes:
         raise DataError(f"{folder} is empty; expected one folder of pictures per class in it")
     splits = Splits(classes)
