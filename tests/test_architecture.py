@@ -19,6 +19,7 @@ HEIGHT = {
     "endings": 0,
     "registry": 1,
     "settings": 1,
+    "names": 1,
     "processes": 1,
     "tracing": 1,
     "reading": 1,

@@ -362,7 +362,8 @@ def restore(model: PromptedModel, folder: str | Path) -> None:
     """Put an artifact's tensors into `model`, which has the same method and settings.
 
     Raises:
-        ArtifactError: the file cannot be read, or its tensors do not fit.
+        ArtifactError: the file cannot be read, or its tensors do not fit. ClassNamesError: what was learnt belongs to
+            other classes than the model's.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as from_bytes
@@ -375,6 +376,8 @@ def restore(model: PromptedModel, folder: str | Path) -> None:
         reason = because(error)
         raise ArtifactError(f"{path} is not a readable safetensors file ({reason}); copy the artifact again") from error
     check_tensors(str(path), tensors, model.method.artifact_state(), model.method_name)
+    if model.method.config.bound_to_classes:
+        tensors = model.method.in_own_order(tensors, describe(folder).class_names)
     model.method.load_state_dict(tensors, strict=False)
 
 

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from .backbones.base import check_limits
-from .data.base import images_per_split
+from .data.base import images_per_split, in_order_of
 from .data.detection.base import DetectionData, DetectionItem
 from .data.detection.captions import CaptionChoice, ItemPhrases, OneCaption
 from .data.detection.flickr30k import by_occurrence
@@ -30,6 +31,7 @@ from .data.images import content_stamp
 from .errors import ConfigError, DataError
 from .metrics import BoxPrediction, DetectionMetrics, PhraseRecall
 from .model import PromptedDetector
+from .names import differences
 from .training.detection import detection_test_transform, find_boxes, measured_limits, padding_note
 from .training.detection_features import DetectionCollator
 from .writing import write_text
@@ -133,7 +135,7 @@ def evaluate_detector(
     mode it was in.
 
     Args:
-        data: its class names are the model's; with `frequencies`, LVIS's rules count.
+        data: its classes are the model's, in any order; with `frequencies`, LVIS's rules count.
         split: "train", "val" or "test".
         batch_size: pictures per forward pass; they are padded to the largest, so 1 is the plainest.
         workers: processes that decode; 0 decodes in this one.
@@ -147,6 +149,7 @@ def evaluate_detector(
             holds boxes of another model, data set or limits.
     """
     check_limits(limits)
+    data = in_order_of(model.class_names, data)
     items = _items(model, data, split)
     limits = measured_limits(data.frequencies) | limits
     # no loss is computed, so any caption serves; boxes are those of all classes
@@ -195,6 +198,7 @@ def evaluate_phrases(
     )
 
 
+@torch.random.fork_rng(devices=())  # data loaders draw a seed from torch's generator, whatever they are for
 def _measure(
     kind: type[ResultT],
     count: Callable[[Sequence[DetectionItem], Sequence[BoxPrediction]], Any],
@@ -242,8 +246,8 @@ def _items(model: PromptedDetector, data: DetectionData, split: str) -> tuple[De
         raise ConfigError(f"{data.name} has phrases instead of classes; measure their recall with evaluate_phrases")
     if tuple(data.class_names) != model.class_names:
         raise ConfigError(
-            f"the model finds {len(model.class_names)} classes, {data.name} has other {len(data.class_names)}; call "
-            "set_classes(data.class_names)"
+            f"the model finds {len(model.class_names)} classes, {data.name} has other {len(data.class_names)} "
+            f"({differences(model.class_names, data.class_names)}); call set_classes(data.class_names)"
         )
     items = getattr(data, split)
     if not items:

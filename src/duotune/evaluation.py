@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import time
@@ -19,6 +20,7 @@ from .data.torch_dataset import check_broken_share
 from .errors import ClassNamesError, ConfigError, DataError
 from .metrics import BaseToNew, ClassificationMetrics
 from .model import PromptedDetector, PromptedModel
+from .names import differences, places, same_classes
 from .settings import check_whole
 from .training.cache import FeatureCache
 from .training.features import (
@@ -100,7 +102,7 @@ class ClassificationResult:
 
 def evaluate(
     model: PromptedModel,
-    items: Sequence[ImageItem],
+    items: Sequence[ImageItem] | ClassificationData,
     batch_size: int = 64,
     workers: int = 2,
     cache: FeatureCache | None = None,
@@ -113,14 +115,17 @@ def evaluate(
     already knows. The model is evaluated in eval mode and left in the mode it was in.
 
     Args:
-        items: labels index `model.class_names`.
+        items: labelled images: a data set (its test images are meant), or one of its splits. Their labels are read by
+            name, so its classes may come in another order than the model's. Labels of any other sequence index
+            `model.class_names`.
         batch_size: images per forward pass. workers: processes that decode; 0 decodes in this one.
         cache: of frozen features; None computes them for this call.
         max_broken_share: 0..1; images that cannot be read are named and left out up to this share.
 
     Raises:
         ConfigError: the model is a detector, or a number is out of range.
-        DataError: no items, labels beyond the model's classes, or too many broken images.
+        DataError: no items, labels beyond the model's classes, or too many broken images. ClassNamesError: a data set
+            of classes that the model does not have.
     """
     if isinstance(model, PromptedDetector):
         raise ConfigError(
@@ -128,15 +133,20 @@ def evaluate(
         )
     check_whole(1, batch_size=batch_size)
     check_whole(0, workers=workers)
-    items, start = tuple(items), time.perf_counter()
+    start = time.perf_counter()
+    if isinstance(items, ClassificationData):
+        items = items.test
+    names, items = getattr(items, "class_names", None), tuple(items)
     if not items:
         raise DataError("there are no images to evaluate on; does the data set have this split?")
     if (largest := max(item.label for item in items)) >= len(model.class_names):
         raise DataError(f"the model knows {len(model.class_names)} classes, but an image has label {largest}")
+    if names is not None and tuple(names) != model.class_names:
+        items = relabelled(items, names, model.class_names)
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=()):  # a data loader draws a seed, whatever it is for
             kept, logits, broken = _logits(model, items, batch_size, workers, cache, progress, max_broken_share)
     finally:
         model.train(was_training)
@@ -148,6 +158,21 @@ def evaluate(
     return ClassificationResult(
         metrics, tuple(predictions.tolist()), tuple(confidences.tolist()), seconds, kept, broken
     )
+
+
+def relabelled(items: Sequence[ImageItem], names: Sequence[str], wanted: Sequence[str]) -> tuple[ImageItem, ...]:
+    """Items whose labels stand for `names`, labelled with places in `wanted`.
+
+    Raises:
+        ClassNamesError: there are names that are not wanted.
+    """
+    place = places(names, wanted)
+    if place is None:
+        raise ClassNamesError(
+            f"the model has {len(wanted)} classes, the images have other {len(names)} ({differences(wanted, names)}); "
+            "call set_classes with theirs"
+        )
+    return tuple(dataclasses.replace(item, label=place[item.label]) for item in items)
 
 
 def _logits(
@@ -195,7 +220,7 @@ def base_to_new(model: PromptedModel, data: ClassificationData, **options: Any) 
     """Accuracy on the test images of the base classes and of the new ones, which the model has not seen.
 
     Args:
-        model: trained on `data.subset("base")`; its classes are the same afterwards.
+        model: trained on `data.subset("base")`; it is left as it is, new classes are asked of a copy of its method.
         data: with all classes.
         options: of `evaluate`.
 
@@ -204,17 +229,17 @@ def base_to_new(model: PromptedModel, data: ClassificationData, **options: Any) 
             (a linear probe, a class-specific context).
     """
     base, new = data.subset("base"), data.subset("new")
-    if model.class_names != tuple(base.class_names):
-        raise ConfigError(f"expected a model of the {len(base.class_names)} base classes of {data.name}")
+    if same_classes(model.class_names, base.class_names) is None:
+        raise ConfigError(
+            f"expected a model of the {len(base.class_names)} base classes of {data.name}; of its classes, "
+            f"{differences(base.class_names, model.class_names)}"
+        )
     if model.method.config.bound_to_classes:
         raise ClassNamesError(
             f"what this {model.method_name} learnt belongs to the base classes one by one; it cannot classify into "
             "new ones"
         )
-    on_base, template = evaluate(model, base.test, **options).accuracy, model.method.template
-    model.set_classes(new.class_names, template)
-    try:
-        on_new = evaluate(model, new.test, **options).accuracy
-    finally:
-        model.set_classes(base.class_names, template)
+    on_base = evaluate(model, base.test, **options).accuracy
+    other = type(model)(model.backbone, copy.deepcopy(model.method), model.method_name)
+    on_new = evaluate(other.set_classes(new.class_names), new.test, **options).accuracy
     return BaseToNew(on_base, on_new)

@@ -20,7 +20,7 @@ WITH_TEXT = ["coop", "vlp", "dpt"]
 @pytest.mark.parametrize("method", WITH_TEXT)
 def test_a_class_specific_context_refuses_another_number_of_classes(tiny_clip, method):
     model = attach(tiny_clip, method, NAMES, class_specific=True)
-    with pytest.raises(ClassNamesError, match="learnt for 5 classes, got 3.*class_specific=False"):
+    with pytest.raises(ClassNamesError, match="knows 5 classes, got 3.*class_specific=False"):
         model.set_classes(NEW_NAMES)
 
 

@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..artifacts import check_files
-from ..data.base import first_few, images_per_split
+from ..data.base import images_per_split, in_order_of
 from ..errors import ConfigError, DataError
+from ..names import differences, first_few
 from ..recipes import CLASSES
 from ..recipes.claim import check_writable
 from .options import option, quiet
@@ -165,18 +166,18 @@ def _model(options: Options, data):
     model = load(options.artifact, options.backbone, options.device)
     if isinstance(model, PromptedDetector):
         raise ConfigError(f"{options.artifact} is a detector, and {data.name} has no boxes; give it COCO annotations")
-    names = model.class_names
-    if set(names) == set(data.class_names):
-        return model, data.select([data.class_names.index(name) for name in names])
+    names, data = model.class_names, in_order_of(model.class_names, data)
+    if names == data.class_names:
+        return model, data
     if options.base_to_new:
         raise ConfigError(
             f"--base-to-new needs an artifact of the {len(data.class_names)} base classes of {data.name}, and "
             f"{options.artifact} was trained on {len(names)} others; train it with --classes base"
         )
-    if model.method_name == "linear_probe":
+    if model.method.config.bound_to_classes:
         raise ConfigError(
-            f"{options.artifact} is a linear probe of other classes than {data.name} has; a linear probe cannot "
-            "classify into classes it was not trained on"
+            f"{options.artifact} ({model.method_name.replace('_', ' ')}) was trained on other classes than {data.name} "
+            f"has: {differences(names, data.class_names)}; it cannot classify into classes it was not trained on"
         )
     tell_new_classes(options.artifact, names, data)
     return model.set_classes(data.class_names), data

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.base import in_order_of
 from ..errors import ConfigError, DuotuneError
 from .evaluate import tell_new_classes
 from .output import print_json
@@ -153,8 +154,9 @@ def _model(options: Options, data: DetectionData, before: PromptedModel | None) 
         raise ConfigError(f"{options.artifact} is a classifier, and {data.name} has boxes; give it labelled images")
     if not data.class_names:
         return model, data
-    if set(model.class_names) == set(data.class_names):
-        return model, data.select([data.class_names.index(name) for name in model.class_names])
+    data = in_order_of(model.class_names, data)
+    if model.class_names == data.class_names:
+        return model, data
     if before is None:  # of several tasks, the first
         tell_new_classes(options.artifact, model.class_names, data)
     return model.set_classes(data.class_names, template), data

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import ClassNamesError, ConfigError, DataError
-from .layout import plain_name
+from ..names import clean_class_name, first_few, same_classes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,24 @@ class ImageItem:
         return "/".join((self.path.name, *self.member.split("/"))[-2:])
 
 
+class LabelledItems(tuple[ImageItem, ...]):
+    """Items of a data set, and what their labels stand for; otherwise a tuple. A part of it is a plain tuple.
+
+    Attributes:
+        class_names: C names, in label order.
+    """
+
+    class_names: tuple[str, ...]
+
+    def __new__(cls, items: Iterable[ImageItem], class_names: tuple[str, ...]) -> LabelledItems:
+        made = super().__new__(cls, items)
+        made.class_names = class_names
+        return made
+
+    def __reduce__(self):
+        return type(self), (tuple(self), self.class_names)
+
+
 @dataclass(frozen=True)
 class ClassificationData:
     """Labelled pictures in three splits.
@@ -47,7 +65,7 @@ class ClassificationData:
     Attributes:
         name: of the data set, or of the folder.
         class_names: C different names, in label order.
-        train, val, test: items; `val` and `test` may be empty.
+        train, val, test: items, kept as `LabelledItems`; `val` and `test` may be empty.
         template: hand-written prompt with one `{}`, e.g. "a photo of a {}, a type of pet.".
         templates: ensemble of templates for zero-shot; empty if the data set has none.
     """
@@ -59,6 +77,10 @@ class ClassificationData:
     test: tuple[ImageItem, ...] = ()
     template: str = "a photo of a {}."
     templates: tuple[str, ...] = field(default=())
+
+    def __post_init__(self):
+        for split in ("train", "val", "test"):
+            object.__setattr__(self, split, LabelledItems(getattr(self, split), self.class_names))
 
     def __str__(self) -> str:
         rows = [f"{self.name}: {len(self.class_names)} classes"]
@@ -99,15 +121,17 @@ class ClassificationData:
         )
 
 
+def in_order_of(class_names: Sequence[str], data: Any) -> Any:
+    """Classification or detection data with its classes in this order, called so; as it is where it has others."""
+    order = same_classes(class_names, data.class_names)
+    if order is None or tuple(class_names) == tuple(data.class_names):
+        return data
+    return replace(data.select(order), class_names=tuple(class_names))
+
+
 def images_per_split(data: object) -> str:
     """ "24 train, 20 test": the splits of `data` that hold something; "none" if none does."""
     return ", ".join(f"{len(getattr(data, s))} {s}" for s in ("train", "val", "test") if getattr(data, s)) or "none"
-
-
-def clean_class_name(name: str) -> str:
-    """A class name as prompts read it: underscores become spaces, outer and double spaces go, accents are stored in
-    one way (NFC)."""
-    return plain_name(" ".join(name.replace("_", " ").split()))
 
 
 def clean_class_names(names: Iterable[str]) -> tuple[str, ...]:
@@ -128,12 +152,6 @@ def clean_class_names(names: Iterable[str]) -> tuple[str, ...]:
         doubled = "; ".join(f"{name!r} from {group}" for name, group in meant.items() if len(group) > 1)
         raise ClassNamesError(f"class names must be different once '_' reads as a space, but {doubled}; rename one")
     return cleaned
-
-
-def first_few(names: Sequence[str], limit: int = 5) -> str:
-    """The names for a message: at most `limit`, then how many more."""
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(str(name)) for name in names[:limit]) + more
 
 
 def make_data(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..backbones.base import Backbone, Port
 from ..errors import ClassNamesError, ConfigError, DuotuneError, PortError
 from ..memory import Memory
+from ..names import clean_class_name, differences, same_classes
 from ..precision import wide
 from ..settings import misfits
 
@@ -32,8 +33,16 @@ class MethodConfig:
 
     @property
     def bound_to_classes(self) -> bool:
-        """Whether what is learnt belongs to the classes of training one by one, and says nothing about others."""
+        """Whether what is learnt belongs to the classes of training one by one, and says nothing about others.
+
+        Such a method names the tensors in `Method.class_rows`; it is refused other classes.
+        """
         return False
+
+    @property
+    def unbound_by(self) -> str:
+        """What to say of a setting that would free a bound method of its classes, behind its refusal."""
+        return ""
 
     @classmethod
     def faults_of(cls, values: Mapping[str, Any], what: str | None = None) -> Iterator[str]:
@@ -190,9 +199,15 @@ class Method(nn.Module, abc.ABC):
     def set_classes(self, backbone: Backbone, class_names: Sequence[str], template: str | Sequence[str]) -> None:
         """Point the method at other classes; learnt parameters that do not depend on classes are kept.
 
+        The same classes in another order take their learnt rows with them. What is drawn at random for other classes
+        than the first ones leaves torch's generator as it was.
+
         Args:
             class_names: C different, non-empty names; underscores read as spaces.
             template: a prompt with one `{}`, or several (zero-shot ensembles).
+
+        Raises:
+            ClassNamesError: a name does not fit; or what was learnt belongs to other classes (`bound_to_classes`).
         """
         listed = isinstance(class_names, Iterable) and not isinstance(class_names, (str, Mapping))
         if not listed or not all(isinstance(n, str) for n in class_names):
@@ -200,7 +215,7 @@ class Method(nn.Module, abc.ABC):
         names = tuple(class_names)
         if not names or any(not n.strip() for n in names):
             raise ClassNamesError("class names must be a non-empty list of non-empty strings")
-        read = [" ".join(n.replace("_", " ").split()) for n in names]
+        read = list(map(clean_class_name, names))
         if "" in read:
             raise ClassNamesError(f"class name {names[read.index('')]!r} is empty once underscores read as spaces")
         if doubled := sorted({n for n, r in zip(names, read) if read.count(r) > 1}):
@@ -216,21 +231,60 @@ class Method(nn.Module, abc.ABC):
         for t in [template] if isinstance(template, str) else template:
             if t.count("{}") != 1:
                 raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {t!r}")
+        order = self._order(self.class_names, names) if self.class_names else None
         before = self.class_names, self.template
         self.class_names = names
         self.template = template if isinstance(template, str) else tuple(template)
         self._memory.clear()
-        try:
-            self.on_classes(backbone)
-        except DuotuneError:  # such as a name with more tokens than the text tower holds: stay as it was
-            self.class_names, self.template = before
-            if self.class_names:
+        with torch.random.fork_rng(devices=(), enabled=bool(before[0])):
+            try:
                 self.on_classes(backbone)
-            raise
+                if order is not None:
+                    self.load_state_dict(self._permuted(self.state_dict(), order), strict=False)
+            except DuotuneError:  # such as a name with more tokens than the text tower holds: stay as it was
+                self.class_names, self.template = before
+                if self.class_names:
+                    self.on_classes(backbone)
+                raise
         self.to(backbone.device)
 
     def on_classes(self, backbone: Backbone) -> None:
         """Hook of subclasses: tokenise names, create parameters that depend on the number of classes."""
+
+    @property
+    def class_rows(self) -> tuple[str, ...]:
+        """Names in `state_dict` of learnt tensors that have one row per class, in the order of `class_names`."""
+        return ()
+
+    def in_own_order(self, tensors: Mapping[str, Tensor], class_names: Sequence[str]) -> Mapping[str, Tensor]:
+        """Tensors of `state_dict` that were learnt for `class_names`, their rows in the order of the method's classes.
+
+        Raises:
+            ClassNamesError: they belong to other classes than the method's (`bound_to_classes`).
+        """
+        order = self._order(class_names, self.class_names)
+        return tensors if order is None else self._permuted(tensors, order)
+
+    def _order(self, learnt: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+        """Place in `learnt` of each class wanted; None if the order is the same, or others may come."""
+        order = same_classes(wanted, learnt)
+        if order is None and self.config.bound_to_classes:
+            raise ClassNamesError(
+                f"this {type(self).__name__} knows {len(learnt)} classes, got {len(wanted)} names: "
+                f"{differences(learnt, wanted)}; what it learnt belongs to each class, so it cannot classify into "
+                f"classes it was not trained on{self.config.unbound_by}"
+            )
+        return None if order == list(range(len(wanted))) else order
+
+    def _permuted(self, tensors: Mapping[str, Tensor], order: Sequence[int]) -> dict[str, Tensor]:
+        """Tensors of `state_dict` with their class rows in this order."""
+        rows = self.class_rows
+        if not rows and self.config.bound_to_classes:
+            raise ClassNamesError(
+                f"this {type(self).__name__} does not tell which of its numbers belong to which class; give the "
+                "classes in the order it was trained with"
+            )
+        return {name: value[list(order)] if name in rows else value for name, value in tensors.items()}
 
     def train(self, mode: bool = True) -> Method:
         if mode != self.training:

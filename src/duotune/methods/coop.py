@@ -61,6 +61,10 @@ class TextContextConfig(MethodConfig):
     def bound_to_classes(self) -> bool:
         return self.class_specific
 
+    @property
+    def unbound_by(self) -> str:
+        return "; train a shared context (class_specific=False) for that" if self.class_specific else ""
+
 
 class TextContext(nn.Module):
     """Context tokens and the class names they are read with.
@@ -78,11 +82,6 @@ class TextContext(nn.Module):
         names = [name.replace("_", " ") for name in class_names]
         if not hasattr(self, "context"):
             self._create(backbone, len(names))
-        elif self.context.class_specific and self.context.tokens.shape[0] != len(names):
-            raise ClassNamesError(
-                f"this class-specific context was learnt for {self.context.tokens.shape[0]} classes, got {len(names)} "
-                "names; train a shared context (class_specific=False) to classify into new classes"
-            )
         tokens = backbone.tokenize([f"{name}." for name in names])
         lengths = tokens.eos.tolist()
         longest = 1 + self.context.num_context_tokens + max(lengths)
@@ -152,6 +151,11 @@ class TextContext(nn.Module):
         """(C, E) tuned text features, not normalised."""
         return backbone.encode_sequence(self.sequence())
 
+    @property
+    def class_rows(self) -> tuple[str, ...]:
+        """Of a method that has this module as `text`; see `Method.class_rows`."""
+        return ("text.context.tokens",) if self.config.class_specific else ()
+
     def param_group(self) -> ParamGroup:
         return ParamGroup("text", list(self.parameters()), self.config.text_lr, self.config.text_warmup_epochs)
 
@@ -175,6 +179,10 @@ class CoOp(Method):
 
     def on_classes(self, backbone: DualEncoder) -> None:
         self.text.set_classes(backbone, self.class_names)
+
+    @property
+    def class_rows(self) -> tuple[str, ...]:
+        return self.text.class_rows
 
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
         text = self.remember("text", lambda: self.text.features(backbone), backbone)

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from ..backbones.base import DualEncoder
 from ..errors import ConfigError
+from ..names import same_classes
 from ..processes import mean_over_processes
 from ..prompts.class_aware import AuxiliaryHead, ClassAwarePrompts
 from .base import ClassifierOutput, ImageBatch, Method, ParamGroup, Progress
@@ -126,10 +127,16 @@ class DPT(Method):
                 ClassAwarePrompts(backbone.embed_dim, backbone.vision_width, config.num_extra_tokens)
                 for _ in range(backbone.vision_layers - self.first)
             )
-        if not hasattr(self, "aux") or self.aux[0].classifier.out_features != num_classes:
+        if not hasattr(self, "aux") or same_classes(self.class_names, self.aux_names) is None:
             self.aux = nn.ModuleList(AuxiliaryHead(backbone.vision_width, num_classes) for _ in self.class_aware)
+        self.aux_names = self.class_names
         features = template_features(backbone, self.class_names, self.template)
         self.register_buffer("template_text", features, persistent=False)
+
+    @property
+    def class_rows(self) -> tuple[str, ...]:
+        heads = tuple(f"aux.{i}.classifier.weight" for i in range(len(self.aux)))
+        return self.text.class_rows + heads
 
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
         frozen = frozen_image_features(backbone, batch)

@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones.base import DualEncoder
-from ..errors import ClassNamesError
 from ..precision import full_precision, wide
 from .base import ClassifierOutput, ImageBatch, Method, MethodConfig, ParamGroup, Progress
 from .common import frozen_image_features, template_features, unit
@@ -55,11 +54,6 @@ class LinearProbe(Method):
 
     def on_classes(self, backbone: DualEncoder) -> None:
         if hasattr(self, "head"):
-            if len(self.class_names) != self.head.out_features:
-                raise ClassNamesError(
-                    f"this linear probe knows {self.head.out_features} classes, got {len(self.class_names)} names; "
-                    "a linear probe cannot classify into classes it was not trained on"
-                )
             return
         self.head = nn.Linear(backbone.embed_dim, len(self.class_names))
         nn.init.zeros_(self.head.bias)
@@ -68,6 +62,10 @@ class LinearProbe(Method):
                 self.head.weight.copy_(template_features(backbone, self.class_names, self.template))
             else:
                 self.head.weight.zero_()
+
+    @property
+    def class_rows(self) -> tuple[str, ...]:
+        return "head.weight", "head.bias"
 
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
         image, head = unit(frozen_image_features(backbone, batch)), self.head

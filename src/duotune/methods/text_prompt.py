@@ -34,6 +34,10 @@ class TextPromptConfig(MethodConfig):
         yield from self.not_positive("lr")
         yield from self.negative("warmup_epochs")
 
+    @property
+    def bound_to_classes(self) -> bool:
+        return True
+
 
 class TextPrompt(DetectionMethod):
     """A learnt shift of the caption's features; see the module docstring."""

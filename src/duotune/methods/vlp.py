@@ -36,6 +36,10 @@ class VLP(Method):
         self.text.set_classes(backbone, self.class_names)
         self.visual.create(backbone)
 
+    @property
+    def class_rows(self) -> tuple[str, ...]:
+        return self.text.class_rows
+
     def forward(self, backbone: DualEncoder, batch: ImageBatch) -> ClassifierOutput:
         text = self.remember("text", lambda: self.text.features(backbone), backbone)
         image = backbone.encode_image(batch.pixel_values, self.visual)

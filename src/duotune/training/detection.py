@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..backbones.base import Detector
+from ..data.base import in_order_of
 from ..data.detection.base import DetectionData, DetectionItem
 from ..data.detection.captions import CaptionChoice, ItemPhrases, OneCaption, SampledClasses
 from ..data.detection.torch_dataset import DetectionDataset, check_detection_images
@@ -157,6 +158,8 @@ class DetectionTrainer(PromptTrainer):
         if data is not None and not isinstance(data, DetectionData):
             raise ConfigError(f"a detector trains on DetectionData (pictures with boxes), not {type(data).__name__}")
         self.maps: MapStore | None = None
+        if data is not None:
+            data = in_order_of(model.class_names, data)
         self._detection_data = data
         self._frequencies: tuple[str, ...] = tuple(data.frequencies) if data is not None else ()
         self._has_classes = data is None or bool(data.class_names)

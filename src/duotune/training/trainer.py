@@ -30,13 +30,14 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from .. import artifacts
-from ..data.base import ClassificationData, ImageItem
+from ..data.base import ClassificationData, ImageItem, in_order_of
 from ..data.sampling import check_every_class, spread
 from ..data.torch_dataset import ImageDataset, check_images
 from ..data.transforms import Transform
 from ..errors import ArtifactError, ConfigError, TrainingError
 from ..methods.base import Progress
 from ..model import PromptedDetector, PromptedModel
+from ..names import differences
 from ..reading import because
 from . import checkpoints
 from .arguments import PromptTrainingArguments
@@ -61,7 +62,8 @@ class PromptTrainer(Trainer):
     Args:
         model: from `attach`.
         args: see `PromptTrainingArguments`.
-        data: train on `data.train`, validate on `data.val`. Draws `args.num_shots` per class if that is not 0.
+        data: train on `data.train`, validate on `data.val`; its classes are the model's, in any order. Draws
+            `args.num_shots` per class if that is not 0.
         train_dataset, eval_dataset: instead of `data`: torch datasets of {"pixel_values", "labels"} or
             {"frozen_features", "labels"}; one with a `set_epoch(epoch)` is told the epoch.
         transform: of training images; None for the authors' augmentation.
@@ -107,6 +109,7 @@ class PromptTrainer(Trainer):
         self.drawn = {"num_shots": args.num_shots, "shots_seed": args.shots_seed} if args.num_shots else {}
         self.cache = FeatureCache(args.cache_dir, int(args.cache_gb * 1e9)) if args.cache_dir else None
         if data is not None:
+            data = in_order_of(model.class_names, data)
             self._check_classes(model, data)
             data = data.few_shot(args.num_shots, args.shots_seed) if args.num_shots else data
             if not data.train:
@@ -148,8 +151,9 @@ class PromptTrainer(Trainer):
         """Raises ConfigError if the data has other classes than the model."""
         if tuple(data.class_names) != model.class_names:
             raise ConfigError(
-                f"the model has {len(model.class_names)} classes, {data.name} has other "
-                f"{len(data.class_names)}; attach with data.class_names, or call set_classes"
+                f"the model has {len(model.class_names)} classes, {data.name} has other {len(data.class_names)} "
+                f"({differences(model.class_names, data.class_names)}); attach with data.class_names, or call "
+                "set_classes"
             )
 
     @staticmethod
