@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+import contextlib
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ class Memory:
         self._values: dict[Hashable, Any] = {}
         self._state: Any = None
         self._contents: list[Tensor] = []
+        self._held = False
 
     def get(
         self,
@@ -39,9 +41,9 @@ class Memory:
         frozen: Iterable[Tensor] = (),
         learnt: Iterable[Tensor] = (),
     ) -> Any:
-        """The value of that name; `compute()` must depend on the tensors given alone. Traced: always anew."""
-        if traced():
-            return compute()
+        """The value of that name; `compute()` must depend on the tensors given alone. Traced: anew, unless held."""
+        if traced():  # tensors are stand-ins then, which no value can be held against
+            return self._values[name] if self._held and name in self._values else compute()
         frozen, learnt = tuple(frozen), tuple(learnt)
         state = [_mark(t) for t in (*frozen, *learnt)]
         seen = [t.detach() for t in learnt if t.device.type == "cpu"]
@@ -57,6 +59,15 @@ class Memory:
                 self._values.pop(next(iter(self._values)))
             self._values[name] = value
         return self._values[name]
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """A block in which what is kept serves as constants where torch traces; who opens it knows that it is true."""
+        before, self._held = self._held, True
+        try:
+            yield
+        finally:
+            self._held = before
 
     def clear(self) -> None:
         self._values.clear()

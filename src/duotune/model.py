@@ -80,6 +80,24 @@ class PromptedModel(nn.Module):
 
         return Predictor(self).classify(images, top_k=top_k, batch_size=batch_size)
 
+    def exportable(self, pixel_values: Tensor | None = None) -> Exportable:
+        """This model from pixels to logits, for `torch.export.export` and `torch.onnx.export`; see `Exportable`.
+
+        Args:
+            pixel_values: (B, 3, H, W), pictures of the size that is exported for; None: one of a classifier's size.
+
+        Raises:
+            ConfigError: a detector, which takes pictures of any size, and no pixel_values.
+        """
+        if pixel_values is None:
+            size = getattr(self.backbone, "image_size", None)
+            if size is None:
+                raise ConfigError(
+                    f"{self.backbone.name} takes pictures of any size; give pixel_values (B, 3, H, W) to export for"
+                )
+            pixel_values = torch.zeros(1, 3, size, size, device=self.backbone.device)
+        return Exportable(self, pixel_values)
+
     def save(self, folder: str | Path, **options: Any) -> Path:
         """Write the artifact (`prompt.safetensors`, `prompt.json`); options are those of `duotune.artifacts.save`."""
         from .artifacts import save
@@ -89,6 +107,34 @@ class PromptedModel(nn.Module):
     def detach(self) -> nn.Module:
         """The Hugging Face model as it was before `attach`: the same object, every weight the same, bit for bit."""
         return self.backbone.model
+
+
+class Exportable(nn.Module):
+    """A model's classes in pictures, in the form that `torch.export` and the ONNX exporter read.
+
+    In eval mode, pixels in and tensors out. What is worked out from weights alone, text above all, was worked out when
+    this was made, and is a constant of what is exported: make another after training or `set_classes`.
+
+    Attributes:
+        model: the `PromptedModel`, which is put into eval mode.
+    """
+
+    def __init__(self, model: PromptedModel, pixel_values: Tensor):
+        super().__init__()
+        self.model = model.eval()
+        self(pixel_values)  # fills what is remembered
+
+    def forward(self, pixel_values: Tensor) -> Tensor | dict[str, Tensor]:
+        """(B, 3, H, W) normalised pixels without padding -> logits (B, C); of a detector {"logits": (B, N, T), ...}.
+
+        A detector's further tensors are those that boxes are decoded from.
+        """
+        model = self.model
+        with torch.no_grad(), model.backbone.held(), model.method.held():
+            found = model(pixel_values=pixel_values)
+        if not isinstance(model, PromptedDetector):
+            return found["logits"]
+        return {name: value for name, value in vars(found["output"].raw).items() if isinstance(value, Tensor)}
 
 
 class PromptedDetector(PromptedModel):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from duotune.backbones import frozen, layers
-from duotune.backbones.base import TextSequence
+from duotune.backbones.base import TextEnds, TextSequence
 from duotune.backbones.clip import ClipBackbone
 
 
@@ -285,3 +285,11 @@ def test_autocast_takes_the_modules_and_stays_close(tiny_clip, monkeypatch):
     with torch.no_grad():
         full = tiny_clip.encode_image(pixels)
     assert torch.nn.functional.cosine_similarity(half.float(), full).min() > 0.999
+
+
+def test_ends_that_were_laid_out_in_inference_mode_serve_training(double):
+    ends, shared, own = TextEnds(EOS.tolist()), randn(3, 48), randn(4, 6, 48, seed=1)
+    with torch.inference_mode():
+        first = double.encode_sequence(TextSequence(shared, own, ends))
+    again = with_gradients(lambda s, o: double.encode_sequence(TextSequence(s, o, ends)), shared, own)
+    assert close(again[0], first)

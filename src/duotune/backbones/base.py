@@ -15,6 +15,7 @@ monkey-patching and rows that nobody reads are never computed.
 from __future__ import annotations
 
 import abc
+import contextlib
 import enum
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -90,10 +91,11 @@ class TextEnds:
         """`compute()`, remembered with these ends under `key`."""
         if key in self._derived:
             return self._derived[key]
-        found = compute()
-        if not traced():  # what is made while torch records is none of the program's own tensors
-            self._derived[key] = found
-        return found
+        if traced():  # what is made while torch records is none of the program's own tensors
+            return compute()
+        with torch.inference_mode(False):  # it may be read where gradients are wanted
+            self._derived[key] = compute()
+        return self._derived[key]
 
     def split(self, size: int) -> list[TextEnds]:
         """Parts of at most `size` texts, in order."""
@@ -177,6 +179,10 @@ class Backbone(nn.Module, abc.ABC):
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which what was remembered serves as constants where torch traces; see `Memory.held`."""
+        return contextlib.nullcontext()
 
 
 class DualEncoder(Backbone):
@@ -358,7 +364,7 @@ class Detector(Backbone):
 
     def encode_captions(self, captions: Sequence[Caption]) -> CaptionFeatures:
         """Frozen features of captions before fusion, without gradient; computed once per text, never under autocast."""
-        rows = [self._encode(caption.text) for caption in captions]
+        rows = [CaptionFeatures(*self._encode(caption.text)) for caption in captions]
         length, first = max(row.hidden.shape[1] for row in rows), rows[0].hidden
         hidden = first.new_zeros(len(rows), length, first.shape[-1])
         mask = torch.zeros(len(rows), length, dtype=torch.long, device=first.device)
@@ -372,10 +378,15 @@ class Detector(Backbone):
                 starts[i, :tokens] = row.starts[0]
         return CaptionFeatures(hidden, mask, starts)
 
-    def _encode(self, text: str) -> CaptionFeatures:
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        return self._texts.held()
+
+    @torch.compiler.assume_constant_result  # weights are frozen, and tokenizers are nothing to compile
+    def _encode(self, text: str) -> tuple[Tensor, Tensor, Tensor | None]:
         """Remembered features of one caption: they may be read where gradients are wanted, and in another precision."""
         with torch.inference_mode(False), torch.no_grad(), full_precision(self.device):
-            return self._texts.get(text, lambda: self._encode_caption(text), frozen=self.model.parameters())
+            found = self._texts.get(text, lambda: self._encode_caption(text), frozen=self.model.parameters())
+        return found.hidden, found.mask, found.starts
 
     @abc.abstractmethod
     def _encode_caption(self, text: str) -> CaptionFeatures:

@@ -6,6 +6,7 @@ A method is one file with one config dataclass. It knows neither the training lo
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -301,6 +302,10 @@ class Method(nn.Module, abc.ABC):
             return compute()
         frozen = [*self.buffers(), *(backbone.model.parameters() if backbone is not None else ())]
         return self._memory.get(name, compute, frozen, self.parameters())
+
+    def held(self) -> contextlib.AbstractContextManager[None]:
+        """A block in which what was remembered serves as constants where torch traces; see `Memory.held`."""
+        return self._memory.held()
 
     @abc.abstractmethod
     def forward(self, backbone: Backbone, batch: Any) -> Any:

@@ -46,7 +46,12 @@ class DetectionBatch:
                 raise ConfigError(f"{len(self)} images need as many {name}, got {len(given)}")
 
     def __len__(self) -> int:
-        return len(next(x for x in (self.pixel_values, *(self.feature_maps or ())) if x is not None))
+        return int(self.size)
+
+    @property
+    def size(self) -> int:
+        """B; a symbol where torch traces for any batch."""
+        return next(x for x in (self.pixel_values, *(self.feature_maps or ())) if x is not None).shape[0]
 
 
 class DetectionMethod(Method, abc.ABC):
@@ -149,7 +154,11 @@ class DetectionMethod(Method, abc.ABC):
 
     def text(self, backbone: Detector, batch: DetectionBatch) -> CaptionFeatures:
         """Frozen features of the batch's captions."""
-        return backbone.encode_captions(self.captions(batch))
+        if batch.captions is not None:
+            return backbone.encode_captions(batch.captions)
+        one = backbone.encode_captions([self.caption])
+        each = [None if t is None else t.expand(batch.size, *t.shape[1:]) for t in (one.hidden, one.mask, one.starts)]
+        return CaptionFeatures(*each)
 
     def maps(self, backbone: Detector, batch: DetectionBatch) -> Sequence[Tensor]:
         """Frozen feature maps: kept ones if the batch has them."""

@@ -249,16 +249,17 @@ def _plain(
     """As `deform_conv2d`, of operations that every compiler and exporter knows; keeps all samples in memory."""
     (batch, channels, *size), (kernel_height, kernel_width) = x.shape, weight.shape[-2:]
     out_size, taps = offset.shape[-2:], kernel_height * kernel_width
-    grid = []
-    for axis in (1, 0):  # grid_sample wants x before y
-        base = torch.arange(out_size[axis], dtype=x.dtype, device=x.device) * stride - padding
-        tap = torch.arange(taps, dtype=x.dtype, device=x.device)
-        tap = (tap // kernel_width if axis == 0 else tap % kernel_width).view(-1, 1, 1)
-        place = offset.unflatten(1, (taps, 2))[:, :, axis] + (tap + (base[:, None] if axis == 0 else base))
-        # cells to -1..1 of the map's edges; what lies further out than a cell reads zeros, however far
-        grid.append((2 * place.clamp(-2, size[axis] + 1) + 1) / size[axis] - 1)
-    grid = torch.stack(grid, -1).flatten(1, 2)  # (B, K Ho, Wo, 2)
-    samples = F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+    options = {"dtype": x.dtype, "device": x.device}
+    rows, cols = (torch.arange(n, **options) * stride - padding for n in out_size)
+    taps_y, taps_x = (torch.arange(n, **options) for n in weight.shape[-2:])
+    y = (taps_y[:, None, None, None] + rows[:, None]).expand(-1, kernel_width, -1, len(cols))
+    x_ = (taps_x[:, None, None] + cols).expand(kernel_height, -1, len(rows), -1)
+    base = torch.stack([y, x_], 2).view(1, -1, *out_size)  # dy and dx of each tap in turn, as in `offset`
+    place = (offset + base).unflatten(1, (taps, 2)).movedim(2, -1).flip(-1)  # grid_sample wants x before y
+    # cells to -1..1 of the map's edges; what lies further out than a cell reads zeros, however far
+    limit = torch.tensor([size[1], size[0]], **options)
+    grid = (2 * torch.minimum(place.clamp(min=-2), limit + 1) + 1) / limit - 1
+    samples = F.grid_sample(x, grid.flatten(1, 2), padding_mode="zeros", align_corners=False)
     samples = (samples * mask.flatten(1, 2)[:, None]).reshape(batch, channels * taps, -1)
     kernel = weight.reshape(weight.shape[0], -1)
     out = kernel @ samples.to(kernel.dtype)
