@@ -173,7 +173,7 @@ def test_names_that_the_terminal_cannot_show_lose_no_result(monkeypatch, many_sc
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names that are no text exist on Linux")
-def test_file_names_that_are_no_text(monkeypatch, trained, few, tmp_path):
+def test_file_names_that_are_no_text(monkeypatch, trained, few_steps, few, tmp_path):
     (few / "b.jpg").unlink()
     odd = os.path.join(os.fsencode(few), b"caf\xe9\n.png")
     shutil.copy(few / "a.png", odd)
@@ -182,6 +182,25 @@ def test_file_names_that_are_no_text(monkeypatch, trained, few, tmp_path):
         assert status == 0 and "caf\\udce9\\u000a.png" in out.decode(encoding) and out.count(b"\n") == 2 + 3
         status, out, _ = printed(monkeypatch, encoding, "predict", trained("coop"), few, "--json")
         assert status == 0 and os.fsencode(json.loads(out)[2]["source"]) == odd
+    folder = tmp_path / "odd"
+    for number, name in enumerate((b"train/red", b"train/blue", b"test/red", b"test/blue")):
+        os.makedirs(os.path.join(os.fsencode(folder), name))
+        shutil.copy(odd, os.path.join(os.fsencode(folder), name, b"\xff%d.png" % number))
+    argv = [
+        "train",
+        "--method",
+        "vpt",
+        *few_steps,
+        "--data",
+        folder,
+        "--shots",
+        1,
+        "--epochs",
+        1,
+        "--out",
+        tmp_path / "run",
+    ]
+    assert printed(monkeypatch, "utf-8", *argv, "--views", 1, "--cache-dir", tmp_path / "cache")[0] == 0
     written = tmp_path / "told.json"
     (tmp_path / "pics").mkdir()
     (tmp_path / "pics" / "red").symlink_to(few)

@@ -112,12 +112,13 @@ def test_junk_is_no_class_and_no_picture(tree):
         (["train/cat/1.png", "train/stray.png"], "1 pictures lie outside class folders: 'train/stray.png'"),
         (["Train/1.png", "TEST/1.png"], "lie directly in 'TEST', 'Train', so their classes are not known"),
         (["train/1.png", "test/1.png", "unlabeled/1.png"], "lie directly in 'test', 'train', 'unlabeled'"),
-        (["images/1.png", "labels.csv"], "lie directly in 'images'.*if .*labels.csv has columns path,label, give"),
+        (["images/1.png", "labels.csv"], "lie directly in 'images'.*if .*labels.csv has columns path,label, (give|unpack)"),
         (["images/1.png", "masks/1.png"], "lie directly in 'images'.*classes are not known"),
         (["train/images/1.png", "test/images/2.png"], "lie directly in 'test/images', so their classes are not known"),
         (["train/images/1.png", "train/labels/1.png"], "lie directly in 'train/images', 'train/labels'"),
         (["train/images/1.png", "train/cat/1.png"], "lie directly in 'train/images'"),
         (["train/train/1.png", "test/test/1.png"], "lie directly in 'test/test', so"),
+        (["train/cat/1.png", "train/dog/1.png", "test/unknown/1.png"], "all test pictures lie in 'unknown', which is"),
         (["1.png", "2.png", "labels.csv"], r"2 pictures lie outside class folders\); expected.*labels.csv has columns"),
         (
             ["animals/cat/1.png", "animals/dog/1.png", "tools/saw/1.png"],
@@ -224,5 +225,6 @@ def test_linked_class_folders_are_followed(tree, tmp_path):
     (root / "dog").symlink_to(tree("elsewhere", "1.png", "2.png", "3.png"))
     (root / "kitten").symlink_to(root / "cat")
     (root / "cat" / "loop").symlink_to(root)
+    (root / "cat" / "itself").symlink_to("itself")
     data = load_dataset(root)
     assert data.class_names == ("cat", "dog", "kitten") and len(data.train + data.val + data.test) == 9

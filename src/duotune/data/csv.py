@@ -20,6 +20,7 @@ from pathlib import Path
 from ..reading import read_bytes
 from .base import ClassificationData, ImageItem, make_data
 from .layout import FileFinder, is_junk
+from .listing import is_folder
 from .sampling import split
 from .tables import Row, find_pictures, in_splits, label_texts, parse_csv
 
@@ -61,7 +62,7 @@ def _finder(folder: Path, rows: Sequence[Row]) -> Callable[[str], Path | None]:
     find = FileFinder(folder)
     if any(find(row.path) is not None for row in rows):
         return find
-    inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not is_junk(entry.name))
+    inside = sorted(entry.name for entry in os.scandir(folder) if is_folder(entry) and not is_junk(entry.name))
     whole = [other for other in map(FileFinder, (folder / name for name in inside)) if _has_all(other, rows)]
     return whole[0] if len(whole) == 1 else find
 

@@ -182,6 +182,7 @@ def find_classes(path: Path, listing: Listing, known: bool = False) -> tuple[lis
             _refuse_no_classes(path, listing, part)
             _refuse_folders_of_classes(path, part)
     _refuse_equal_names(path, stored)
+    _refuse_unsorted_tests(path, stored)
     return entries, sorted({folder for _, folder in stored})
 
 
@@ -194,7 +195,10 @@ def _refuse_boxes(path: Path) -> None:
 
 def _tables_hint(listing: Listing) -> str:
     tables = [file for file in listing.files if file.lower().endswith((".csv", ".tsv")) and file.count("/") < 2]
-    return f" (if {listing.where(tables[0])} has columns path,label, give that file)" if tables else ""
+    if not tables:
+        return ""
+    give = "unpack the archive and give that file" if listing.is_archive else "give that file"
+    return f" (if {listing.where(tables[0])} has columns path,label, {give})"
 
 
 def _refuse_no_classes(path: Path, listing: Listing, part: Listing) -> None:
@@ -245,6 +249,17 @@ def _refuse_folders_of_classes(path: Path, part: Listing) -> None:
                     f"so either may be the class; {EXPECTED}; move the inner folders up, or list the outer ones as "
                     f"class_names in {DESCRIPTION}"
                 )
+
+
+def _refuse_unsorted_tests(path: Path, stored: dict[tuple[str, str], set[str]]) -> None:
+    """Raises DataError for one folder of test pictures that is no class of training: `test/unknown`."""
+    classes = {which: {folder for kind, folder in stored if kind == which} for which in SPLITS}
+    for which in ("val", "test"):
+        if len(classes[which]) == 1 and len(classes["train"]) > 1 and not classes[which] & classes["train"]:
+            raise DataError(
+                f"{path}: all {which} pictures lie in {min(classes[which])!r}, which is none of the "
+                f"{len(classes['train'])} classes of train/, so their classes are not known; {EXPECTED}"
+            )
 
 
 def _refuse_equal_names(path: Path, stored: dict[tuple[str, str], set[str]]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DataError
@@ -28,6 +28,7 @@ class Listing:
         files: other files.
         folders: all folders, empty ones too.
         prefix: what stands before all names: the folders that wrap the data, with "/" at the end; else "".
+        is_archive: whether the source is a zip archive.
     """
 
     source: Path
@@ -35,11 +36,12 @@ class Listing:
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     prefix: str = ""
+    is_archive: bool = False
 
     def item(self, image: str, label: int = 0) -> ImageItem:
-        if self.source.is_dir():
-            return ImageItem(self.source / (self.prefix + image), label)
-        return ImageItem(self.source, label, self.prefix + image)
+        if self.is_archive:
+            return ImageItem(self.source, label, self.prefix + image)
+        return ImageItem(self.source / (self.prefix + image), label)
 
     def where(self, name: str) -> str:
         """A file's name for messages."""
@@ -52,7 +54,13 @@ class Listing:
     def inside(self, prefix: str) -> Listing:
         """What lies below `prefix` ("folder/"), by names relative to it."""
         cut = lambda names: [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
-        return Listing(self.source, cut(self.images), cut(self.files), cut(self.folders), self.prefix + prefix)
+        return replace(
+            self,
+            images=cut(self.images),
+            files=cut(self.files),
+            folders=cut(self.folders),
+            prefix=self.prefix + prefix,
+        )
 
     def unwrapped(self, wraps: Callable[[str], bool], stops: Iterable[str] = ()) -> Listing:
         """The same without folders that only wrap the data: "dataset/images/" before "train/cat/1.jpg".
@@ -74,6 +82,14 @@ class Listing:
         return tops.pop() if {name.split("/")[0] for name in self.folders} <= filled else None
 
 
+def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder, or a link to one; a link that leads nowhere, or to itself, is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def list_folder(folder: Path) -> Listing:
     """Raises DataError if a folder cannot be listed."""
     images: list[str] = []
@@ -92,7 +108,7 @@ def list_folder(folder: Path) -> Listing:
             raise DataError(f"cannot list the folder {folder / inside}: {because(error)}") from error
         for entry in found:
             name = inside + entry.name
-            if entry.is_dir():
+            if is_folder(entry):
                 waiting.append((f"{name}/", around | {real}))
                 folders.append(name)
             elif is_image_name(entry.name):
@@ -118,7 +134,8 @@ def list_archive(path: Path) -> Listing:
         parts = name.split("/")[:-1]
         folders.update("/".join(parts[: depth + 1]) for depth in range(len(parts)))
     images = [name for name in sorted(names) if is_image_name(name)]
-    return Listing(path, images, [name for name in sorted(names) if not is_image_name(name)], sorted(folders))
+    others = [name for name in sorted(names) if not is_image_name(name)]
+    return Listing(path, images, others, sorted(folders), is_archive=True)
 
 
 def _has_junk(name: str) -> bool:

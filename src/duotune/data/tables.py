@@ -66,12 +66,16 @@ def _columns_needed(columns: Sequence[str], where: str) -> dict[str, int]:
     return found
 
 
-def _row(line: int, cells: Sequence[str], found: dict[str, int], where: str) -> Row:
+def _row(line: int, cells: Sequence[str], columns: Sequence[str], found: dict[str, int], where: str) -> Row:
     path, label, split = (cells[found[kind]].strip() if kind in found else "" for kind in COLUMNS)
     if not path or not label:
         raise DataError(f"{where}, line {line}: path and label must not be empty")
     if "split" in found and not split_of(split):
-        raise DataError(f"{where}, line {line}: split must be train, val or test, not {split!r}")
+        column = columns[found["split"]]
+        raise DataError(
+            f"{where}, line {line}: split must be train, val or test, not {split!r}; call the column {column!r} "
+            "otherwise if it tells something else"
+        )
     return Row(line, path, plain_name(label), split_of(split) or "")
 
 
@@ -122,7 +126,7 @@ def parse_csv(content: bytes, where: str, needs_label: bool = True) -> list[Row]
                 f"{where}, line {line + shift}: {len(cells)} columns, but the header has {len(columns)}; write a text "
                 f"with a separator in it in quotes: {shown(cells[len(columns) - 1 :], 80)}"
             )
-        told.append(_row(line + shift, [*cells, *[""] * (len(columns) - len(cells))], found, where))
+        told.append(_row(line + shift, [*cells, *[""] * (len(columns) - len(cells))], columns, found, where))
     if not told:
         raise DataError(f"{where} has a header but no rows")
     return told
@@ -146,7 +150,7 @@ def parse_jsonl(content: bytes, where: str) -> list[Row] | None:
         for kind, place in found.items():
             if not isinstance(cell := value[columns[place]], (str, int, float)):
                 raise DataError(f"{where}, line {line}: {kind} must be text, not {shown(cell, 60)}")
-        told.append(_row(line, [str(cell) for cell in value.values()], found, where))
+        told.append(_row(line, [str(cell) for cell in value.values()], columns, found, where))
     if told and unlabelled:
         raise DataError(f"{where}: {unlabelled} of {unlabelled + len(told)} lines have no label")
     return told or None

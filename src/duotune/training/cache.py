@@ -233,7 +233,7 @@ def mark_used(path: Path) -> None:
 
 
 def _digest(*parts: Any) -> bytes:
-    return hashlib.sha256("\0".join(str(p) for p in parts).encode()).digest()
+    return hashlib.sha256("\0".join(str(p) for p in parts).encode(errors="surrogatepass")).digest()
 
 
 def _checksum(keys: np.ndarray, features: np.ndarray) -> bytes:

@@ -207,7 +207,7 @@ def items_identity(items: Sequence[Any], labels_of: Callable[[Any], bytes]) -> d
     """How many images, and a digest of names, contents and labels in order; the same wherever the data set lies."""
     digest = hashlib.sha256()
     for item in items:
-        digest.update(f"{item.short_key}\0{content_stamp(item)}\0".encode())
+        digest.update(f"{item.short_key}\0{content_stamp(item)}\0".encode(errors="surrogatepass"))
         digest.update(labels_of(item) + b"\0")
     return {"training_images": len(items), "training_data": digest.hexdigest()[:16]}
 
