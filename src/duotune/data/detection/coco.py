@@ -402,7 +402,7 @@ def read_coco(
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() != ".zip":
-        within = path.parent.name.casefold() in ("annotations", "annotation") and path.parent.parent.is_dir()
+        within = path.parent.name.casefold() in ("annotations", "annotation", "images") and path.parent.parent.is_dir()
         tree = Tree(path.parent.parent if within else path.parent, unwrap=False)
         inner = path.relative_to(tree.path).as_posix()
         found = {"": Annotated(inner, picture_folders_of_one(tree, inner))}

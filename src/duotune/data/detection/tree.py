@@ -35,7 +35,7 @@ class Tree:
         self.path, self.top = Path(path), ""
         self.is_archive = self.path.is_file()
         self._listed: dict[str, tuple[dict[str, bool], dict[str, bool]]] = {}
-        self._looked_up: dict[str, dict[str, str | None]] = {}
+        self._looked_up: dict[str, tuple[dict[str, str], dict[str, str | None]]] = {}
         if self.is_archive:
             try:
                 with Archive(self.path) as archive:
@@ -211,13 +211,13 @@ class Tree:
             folder = above
         real = self._real(folder)
         if real not in self._looked_up:
-            names: dict[str, str | None] = {}
+            folded: dict[str, str | None] = {}
             files = sorted(self._list(real)[1])
             for file in files:  # two files of one folded name are told apart by their exact names alone
-                names[_folded(file)] = None if _folded(file) in names else file
-            self._looked_up[real] = names | {plain_name(file): file for file in files}
-        known = self._looked_up[real]
-        same = known.get(plain_name(base)) or known.get(_folded(base))
+                folded[_folded(file)] = None if _folded(file) in folded else file
+            self._looked_up[real] = {plain_name(file): file for file in files}, folded
+        plain, folded = self._looked_up[real]
+        same = plain.get(plain_name(base)) or folded.get(_folded(base))
         return f"{folder}/{same}".lstrip("/") if same else None
 
     def _spelt_folder(self, folder: str) -> str | None:

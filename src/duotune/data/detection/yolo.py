@@ -34,6 +34,7 @@ from .values import as_id, as_name
 
 NAME_FILES = ("classes.txt", "obj.names", "classes.names", "_darknet.labels", "labels.txt")
 TOLERANCE = 1e-3  # how far shares may lie outside of 0..1; exporters round
+PEEKED = 20  # text files that are looked into; most may be empty
 WHAT = "a YOLO data set (yaml)"
 
 
@@ -67,7 +68,7 @@ def _describes(content: Any) -> bool:
 
 
 def find_yolo(tree: Tree) -> str | None:
-    """The data set's yaml, or a folder of its labels ("" for the top); None if there are no YOLO labels."""
+    """The data set's yaml, or a folder that its labels are in; None if there are no YOLO labels."""
     for name in sorted(tree.listing()[1], key=lambda name: (name not in ("data.yaml", "dataset.yaml"), name)):
         if name.casefold().endswith((".yaml", ".yml")):
             try:
@@ -78,15 +79,11 @@ def find_yolo(tree: Tree) -> str | None:
     tops = tree.listing()[0]
     places = [tree.find_folder("labels"), *(tree.find_folder(f"{top}/labels", top) for top in tops if split_of(top))]
     for place in filter(None, places):
-        inside, files = tree.listing(place)
-        deeper = [f"{place}/{folder}" for folder in inside if split_of(folder)]
-        labels = [f"{place}/{file}" for file in files]
-        labels += [f"{folder}/{file}" for folder in deeper for file in tree.listing(folder)[1]]
-        if _has_labels(tree, labels):
+        if _has_labels(tree, tree.walk(place)):
             return place
     known = [name for name in tree.listing()[1] if name.casefold() in NAME_FILES]
     if known and _has_labels(tree, tree.walk()):
-        return ""
+        return "."
     return None
 
 
@@ -95,9 +92,11 @@ def _has_labels(tree: Tree, files: Iterable[str]) -> bool:
     looked = 0
     for name in files:
         base = name.rpartition("/")[2].casefold()
-        if not base.endswith(".txt") or base in NAME_FILES or base.startswith("readme") or looked > 20:
+        if not base.endswith(".txt") or base in NAME_FILES or base.startswith("readme"):
             continue
         looked += 1
+        if looked > PEEKED:
+            break
         try:
             text = decode_text(tree.read(name, "YOLO labels"), name)
         except DataError:
