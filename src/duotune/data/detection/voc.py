@@ -60,7 +60,8 @@ def find_voc(tree: Tree) -> dict[str, _Part]:
         return found
     for folder in ("", *(place for place in pictures if place is not None)):
         if files := _annotations(tree, folder):
-            return {"": _Part(tuple(files), (folder, *(place for place in pictures if place is not None)))}
+            places = dict.fromkeys([folder, *(place for place in pictures if place is not None)])
+            return {"": _Part(tuple(files), tuple(places))}
     return {}
 
 
