@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,18 @@ def test_broken_pictures_are_told_last(duotune, run, boxes, tmp_path):
     ran = duotune("predict", run, folder, "--out", tmp_path / "out")
     assert ran.status == 2 and "a.png" in ran.error and "other 1 images" in ran.error
     assert (tmp_path / "out" / "b.png").is_file() and not (tmp_path / "out" / "a.png").exists()
+
+
+def test_boxes_in_an_archive_and_beside_a_broken_picture(duotune, run, boxes, tmp_path):
+    with zipfile.ZipFile(tmp_path / "pics.zip", "w") as archive:
+        archive.write(boxes / "test" / "0.png", "0.png")
+        archive.write(boxes / "test" / "1.png", "deep/0.png")
+    (tmp_path / "torn.png").write_bytes(b"no picture")
+    ran = duotune("predict", run, tmp_path / "torn.png", tmp_path / "pics.zip", "--out", tmp_path / "out", "--json")
+    assert ran.status == 2 and "1 of 3 images cannot be read" in ran.error and "torn.png" in ran.error
+    told = json.loads((tmp_path / "out" / "detections.json").read_text())
+    assert told == json.loads(ran.out) and [row["error"] is None for row in told] == [False, True, True]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["0-2.png", "0.png"]
 
 
 def test_show_and_list(duotune, run):

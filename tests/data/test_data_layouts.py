@@ -112,7 +112,10 @@ def test_junk_is_no_class_and_no_picture(tree):
         (["train/cat/1.png", "train/stray.png"], "1 pictures lie outside class folders: 'train/stray.png'"),
         (["Train/1.png", "TEST/1.png"], "lie directly in 'TEST', 'Train', so their classes are not known"),
         (["train/1.png", "test/1.png", "unlabeled/1.png"], "lie directly in 'test', 'train', 'unlabeled'"),
-        (["images/1.png", "labels.csv"], "lie directly in 'images'.*if .*labels.csv has columns path,label, (give|unpack)"),
+        (
+            ["images/1.png", "labels.csv"],
+            "lie directly in 'images'.*if .*labels.csv has columns path,label, (give|unpack)",
+        ),
         (["images/1.png", "masks/1.png"], "lie directly in 'images'.*classes are not known"),
         (["train/images/1.png", "test/images/2.png"], "lie directly in 'test/images', so their classes are not known"),
         (["train/images/1.png", "train/labels/1.png"], "lie directly in 'train/images', 'train/labels'"),

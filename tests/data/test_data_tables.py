@@ -83,6 +83,20 @@ def test_files_are_found_however_their_accents_are_stored(table, tmp_path, write
     assert data.class_names == (NFC,) and [open_image(item).size for item in data.train] == [(12, 10)] * 2
 
 
+def test_folders_of_splits_in_the_paths_are_the_splits(table, tmp_path, write_image):
+    names = ["set/Train/cat/0.png", "set/Train/dog/1.png", "set/test/cat/2.png"]
+    for number, name in enumerate(names):
+        write_image(tmp_path / name, seed=number)
+    lines = [f"{name},{name.split('/')[2]}\n" for name in names]
+    text = "path,label\n" + "".join(lines)
+    told = [("train", "0.png", "cat"), ("train", "1.png", "dog"), ("test", "2.png", "cat")]
+    assert rows(load_dataset(table(text))) == rows(load_dataset(table(text.replace("/", "\\")))) == told
+    one = load_dataset(table("path,label\n" + "".join(lines[:2])), test_share=0)
+    assert len(one.train) == 2  # all in the folder of one split: how they are split is left to the seed
+    with pytest.raises(DataError, match=r"but 1 do not, such as 'images/0.png' \(line 5\); add a column split"):
+        load_dataset(table(text + "images/0.png,cat\n"))
+
+
 def test_the_first_name_of_a_column_goes_before_others(table):
     data = load_dataset(table("image,path,label,class,split\nx,images/0.png,cat,7,train\n"))
     assert rows(data) == [("train", "0.png", "cat")]
@@ -100,7 +114,8 @@ def test_the_first_name_of_a_column_goes_before_others(table):
         ("path,label\nimages/0.png\n", "line 2: path and label must not be empty"),
         ("path,label,split\nimages/0.png,cat,\n", "line 2: split must be train, val or test, not ''"),
         ("path,label\nimages/0.png,0.0\nimages/1.png,1.0\n", "labels are numbers, which name nothing"),
-        ("path,label\nimages/0.png,cat\nimages/0.png,dog\n", "line 3: 'images/0.png' has another label .* line 2"),
+        ("path,label\nimages/0.png,cat\nimages/0.png,dog\n", "line 3: 'images/0.png' is in line 2 already, with anoth"),
+        ("path,label\nimages/0.png,cat\n./images/0.png,cat\n", "line 3: './images/0.png' is in line 2 already; a pic"),
         ("path,label,split\nimages/0.png,a,train\nimages/0.png,a,test\n", "line 3: .* another label or split"),
         ("path,label\nimages/0.png,red_fox\nimages/1.png,red fox\n", "'red fox' from"),
         ("path,label\nimages/\0.png,cat\n", "1 of 1 pictures that are absent"),

@@ -85,7 +85,7 @@ def _find(options: Options, predictor: Predictor, folder: Path | None) -> list[B
 
 def _free_name(source: str, taken: set[str]) -> str:
     """A file name like the picture's own, different from all before."""
-    path = Path(source)
+    path = Path(source.rpartition("::")[2])  # of a picture in an archive its name there
     suffix = path.suffix if path.suffix.lower() in KEPT_FORMATS else ".png"
     name, number = f"{path.stem}{suffix}", 1
     while name.lower() in taken:

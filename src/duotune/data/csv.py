@@ -6,9 +6,9 @@
     images/3.jpg,cat,test
 
 Paths are relative to the file, or to the one folder beside it where all of them are. `label` is the class name; or its
-number, with the names given as `class_names`. `split` is train, val or test in any usual spelling; without the column
-pictures are split by seed. Other usual names of columns, and other separators, are understood: see `tables`. Further
-columns are ignored.
+number, with the names given as `class_names`. `split` is train, val or test in any usual spelling. Without the column
+the folders in the paths may tell it ("train/1.jpg", "test/1.jpg"); else pictures are split by seed. Other usual names
+of columns, and other separators, are understood: see `tables`. Further columns are ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .base import ClassificationData, ImageItem, make_data
 from .layout import FileFinder, is_junk
 from .listing import is_folder
 from .sampling import split
-from .tables import Row, find_pictures, in_splits, label_texts, parse_csv
+from .tables import Row, find_pictures, in_splits, label_texts, parse_csv, splits_by_folder
 
 
 def read_csv(
@@ -49,6 +49,8 @@ def read_csv(
     """
     path = Path(path)
     rows = parse_csv(read_bytes(path, "a CSV file with the columns path,label[,split]"), str(path))
+    if not rows[0].split:
+        rows = splits_by_folder(rows, str(path))
     labels, names = label_texts(sorted({row.label for row in rows}), class_names, str(path))
     files = find_pictures(rows, _finder(path.parent, rows), str(path))
     parts = in_splits(rows, [ImageItem(file, labels[row.label]) for row, file in zip(rows, files)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from ..errors import DataError
@@ -198,7 +198,7 @@ def find_pictures(rows: Sequence[Row], find: Callable[[str], T | None], where: s
     """What `find` says of each row's file name.
 
     Raises:
-        DataError: absent files, by number and the first few; or one file in two rows that differ.
+        DataError: absent files, by number and the first few; or one file in two rows.
     """
     found = [find(row.path) for row in rows]
     if absent := [row.path for row, place in zip(rows, found) if place is None]:
@@ -208,13 +208,35 @@ def find_pictures(rows: Sequence[Row], find: Callable[[str], T | None], where: s
         )
     first: dict[T, Row] = {}
     for row, place in zip(rows, found):
-        other = first.setdefault(place, row)
-        if (other.label, other.split) != (row.label, row.split):
+        if (other := first.setdefault(place, row)) is not row:
+            differs = (other.label, other.split) != (row.label, row.split)
             raise DataError(
-                f"{where}, line {row.line}: {row.path!r} has another label or split than in line {other.line}; a "
-                "picture has one of each"
+                f"{where}, line {row.line}: {row.path!r} is in line {other.line} already"
+                f"{', with another label or split' if differs else ''}; a picture has one row"
             )
     return found
+
+
+def splits_by_folder(rows: Sequence[Row], where: str) -> list[Row]:
+    """The rows of a table without a column of splits, with those that the folders in their paths tell, if these are
+    several: "data/train/1.jpg" and "data/test/1.jpg".
+
+    Raises:
+        DataError: some pictures lie in folders of several splits, and others in none.
+    """
+    told = []
+    for row in rows:
+        folders = row.path.replace("\\", "/").split("/")[:-1]
+        kinds = {kind for name in folders if (kind := split_of(name)) and clean_class_name(name) != row.label}
+        told.append(kinds.pop() if len(kinds) == 1 else "")
+    if len(set(told) - {""}) < 2:
+        return list(rows)
+    if untold := [row for row, kind in zip(rows, told) if not kind]:
+        raise DataError(
+            f"{where}: most pictures lie in folders of splits, but {len(untold)} do not, such as {untold[0].path!r} "
+            f"(line {untold[0].line}); add a column split"
+        )
+    return [replace(row, split=kind) for row, kind in zip(rows, told)]
 
 
 def in_splits(rows: Sequence[Row], items: Sequence[ImageItem]) -> dict[str, list[ImageItem]]:
