@@ -1,4 +1,5 @@
 import random
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,17 @@ def test_a_classs_split_depends_on_its_own_name_and_files_alone(seed):
     assert [keys([part])[0] for part in split(own, ["fox"], seed=seed)] != alone  # classes are drawn independently
     spelled = [keys(split(own, [name], seed=seed)) for name in ("red fox", "red_fox", " red  fox")]
     assert spelled[0] == spelled[1] == spelled[2]
+
+
+def test_how_accents_are_stored_changes_nothing():
+    """A Mac stores them as two characters, which sort elsewhere."""
+    names = ["e.jpg", "ez.jpg", "\u00e9.jpg", "f.jpg", "\u00fc.jpg", "u.jpg", "v.jpg", "z.jpg"]
+    folder = lambda form: [ImageItem(Path("/data/cat") / unicodedata.normalize(form, name), 0) for name in names]
+    plain = lambda items: [unicodedata.normalize("NFC", item.path.name) for item in items]
+    by_key = lambda items: sorted(items, key=lambda item: item.key)
+    assert plain(by_key(folder("NFD"))) != plain(by_key(folder("NFC")))
+    for draw in (lambda items: split(items, ["cat"])[2], lambda items: shuffled(items, 1, "train", "cat")):
+        assert plain(draw(folder("NFD"))) == plain(draw(folder("NFC")))
 
 
 def test_rows_of_a_saved_data_set_count_by_their_order():

@@ -53,6 +53,7 @@ TOLD = [("train", "0.png", "r\u00e4d fox"), ("val", "1.png", "cat"), ("test", "2
         lambda text: text.replace(",", "|"),
         lambda text: "sep=;\n" + text.replace(",", ";"),
         lambda text: text.replace("\n", "\r\n"),
+        lambda text: text.replace("\n", "\r"),
         lambda text: "\n" + text.replace("\n", "\n\n"),
         lambda text: text.replace("path,label,split", "Filename,Class,Subset"),
         lambda text: text.replace("path,label,split", "image , CATEGORY,partition"),

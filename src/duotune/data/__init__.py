@@ -2,8 +2,8 @@
 
     base            ClassificationData, ImageItem
     sampling        few shots and splits, pure functions of items and seed
-    layout, listing what names mean, and what lies in a folder or archive
-    image_folder    class folders, on disk or zipped        csv, metadata, hf_saved     other formats; tables: their rows
+    layout          what names mean                         listing, tables   what a folder or archive holds; rows
+    image_folder    class folders, on disk or zipped        csv, metadata, hf_saved     other formats
     named           a data set known by name                datasets/         one small file each
     images          from an item to an RGB picture          transforms        from a picture to pixel_values
     torch_dataset   the map-style dataset that workers read

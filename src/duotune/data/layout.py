@@ -68,29 +68,12 @@ def is_about(name: str) -> bool:
     return name.casefold().startswith(ABOUT)
 
 
-def unwrap(folder: Path) -> Path:
-    """The folder inside that holds the data: steps into a folder while it is the only thing there, and no split.
-
-    Junk and READMEs beside it do not count.
-    """
-    while True:
-        entries = [entry for entry in os.scandir(folder) if not is_junk(entry.name) and not is_about(entry.name)]
-        if len(entries) != 1 or not entries[0].is_dir() or split_of(entries[0].name):
-            return folder
-        folder = folder / entries[0].name
-
-
 # --- Unicode ---------------------------------------------------------------------------------------------------------
 
 
 def plain_name(name: str) -> str:
     """The name with every accented letter as one character (NFC)."""
     return unicodedata.normalize("NFC", name)
-
-
-def same_name(a: str, b: str) -> bool:
-    """Whether two names are the same text, however their accents are stored."""
-    return a == b or plain_name(a) == plain_name(b)
 
 
 class FileFinder:
@@ -132,8 +115,3 @@ class FileFinder:
                 present = []
             self._names[folder] = {plain_name(name): name for name in present} | {name: name for name in present}
         return self._names[folder]
-
-
-def find_file(folder: str | Path, name: str) -> Path | None:
-    """The file `name` in `folder`, however its accents are stored, or None; for many files use `FileFinder`."""
-    return FileFinder(folder)(name)

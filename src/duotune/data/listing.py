@@ -15,12 +15,12 @@ from ..errors import DataError
 from ..reading import Archive, because
 from .base import ImageItem
 from .images import is_image_name, read_bytes
-from .layout import is_junk
+from .layout import is_junk, plain_name
 
 
 @dataclass
 class Listing:
-    """What a folder or archive holds, junk left out. Names are relative to `prefix`, sorted.
+    """What a folder or archive holds, junk left out. Names are relative to `prefix`, sorted as if NFC.
 
     Attributes:
         source: the folder or the archive.
@@ -115,7 +115,7 @@ def list_folder(folder: Path) -> Listing:
                 images.append(name)
             else:
                 others.append(name)
-    return Listing(folder, sorted(images), sorted(others), sorted(folders))
+    return Listing(folder, *(sorted(names, key=plain_name) for names in (images, others, folders)))
 
 
 def list_archive(path: Path) -> Listing:
@@ -133,8 +133,9 @@ def list_archive(path: Path) -> Listing:
     for name in (*names, *own):
         parts = name.split("/")[:-1]
         folders.update("/".join(parts[: depth + 1]) for depth in range(len(parts)))
-    images = [name for name in sorted(names) if is_image_name(name)]
-    others = [name for name in sorted(names) if not is_image_name(name)]
+    names.sort(key=plain_name)
+    images = [name for name in names if is_image_name(name)]
+    others = [name for name in names if not is_image_name(name)]
     return Listing(path, images, others, sorted(folders), is_archive=True)
 
 

@@ -16,6 +16,7 @@ from typing import TypeVar
 from ..errors import ConfigError, DataError
 from ..settings import check_whole
 from .base import ClassificationData, ImageItem, clean_class_name, first_few
+from .layout import plain_name
 
 T = TypeVar("T")
 MAX_VAL_SHOTS = 4  # CoOp (Zhou et al., IJCV 2022) validates on min(shots, 4) pictures per class; so do its followers
@@ -30,9 +31,9 @@ def shuffled(items: list[ImageItem], *salt: object) -> list[ImageItem]:
 
 
 def _place(item: ImageItem) -> tuple[int, str]:
-    """Sorts by key, and row numbers by value: how long they are depends on the rows of other classes."""
+    """Sorts by key, however its accents are stored; row numbers by value: other classes' rows make them longer."""
     row = (item.member or "").isdecimal()
-    return len(item.member or "") if row else 0, item.key
+    return len(item.member or "") if row else 0, plain_name(item.key)
 
 
 def check_every_class(data: object, items: Iterable[ImageItem]) -> None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..errors import ConfigError, DataError
 from .base import ImageItem, first_few
 from .images import open_image, probe_image
+from .layout import plain_name
 from .transforms import Transform
 
 
@@ -77,7 +78,7 @@ class ImageDataset(Dataset):
     def rng(self, index: int) -> np.random.Generator:
         """The random numbers that item `index` is augmented with in the present epoch."""
         if self.views:
-            name = hashlib.sha256(self.items[index].short_key.encode(errors="surrogatepass")).digest()
+            name = hashlib.sha256(plain_name(self.items[index].short_key).encode(errors="surrogatepass")).digest()
             return np.random.default_rng([self.seed, self.view, int.from_bytes(name[:8], "little")])
         return np.random.default_rng([self.seed, self.epoch, index])
 
