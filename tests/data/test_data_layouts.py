@@ -133,12 +133,18 @@ def test_junk_is_no_class_and_no_picture(tree):
             "'cat' holds pictures in 'test', 'train', so splits",
         ),
         (["cat/train/1.png", "dog/train/1.png"], "splits lie inside classes; expected train/CLASS"),
-        (["train/Cat/1.png", "test/cat/1.png"], "class folders train/Cat and test/cat differ in capitals alone"),
+        (["train/Cat/1.png", "test/cat/1.png"], "class folders train/Cat and test/cat differ in capitals or s"),
+        (
+            ["train/red_fox/1.png", "train/ape/1.png", "test/red-fox/1.png", "test/ape/1.png"],
+            "differ in capitals or signs",
+        ),
+        (["all/1.png"], "lie directly in 'all', so their classes are not known"),
         (["cat/1.png", "dog/"], "1 of 2 classes have no pictures: 'dog'"),
         (["wrap/cat/a/1.png", "dog/"], "'wrap'|have no pictures: 'dog'"),
         (["notes/a.txt"], r"no class folders with pictures \(no pictures\); expected"),
         ([f"{NFC}/1.png", f"{NFD}/2.png"], r"two folders 'caf.', which differ in how their accents are stored alone"),
-        (["train/red_fox/1.png", "test/red fox/1.png"], "'red fox' from"),
+        (["train/red_fox/1.png", "test/red fox/1.png"], "test/red fox and train/red_fox differ in capitals or signs"),
+        (["red_fox/1.png", "red fox/1.png"], "'red fox' from"),
     ],
 )
 def test_what_cannot_be_known_is_refused(tree, tmp_path, names, says):
@@ -154,6 +160,24 @@ def test_classes_in_folders_of_classes_are_read_once_they_are_named(tree):
     (root / "dataset.json").write_text(json.dumps({"class_names": ["a", "b"]}))
     data = load_dataset(root)
     assert data.class_names == ("a", "b") and len(data.train + data.val + data.test) == 8
+
+
+@pytest.mark.parametrize("place", ["dataset.json", "wrap/dataset.json", "wrap/in/dataset.json"])
+def test_the_description_lies_at_any_depth_of_wrapping(tree, tmp_path, place):
+    root = tree("x", *[f"wrap/in/{name}/{i}.png" for name in ("ape", "bee") for i in range(3)])
+    (root / place).write_text(json.dumps({"class_names": ["bee", "ape"], "name": "zoo"}))
+    for path in (root, pack(root, tmp_path / "x.zip")):
+        data = load_dataset(path)
+        assert data.class_names == ("bee", "ape") and data.name == "zoo"
+
+
+def test_folders_that_the_description_gives_one_name_are_one_class(tree):
+    root = tree("x", "train/red_fox/1.png", "test/red fox/2.png", "train/ape/3.png")
+    (root / "dataset.json").write_text(json.dumps({"class_names": ["red fox", "ape"]}))
+    assert told(load_dataset(root)) == {
+        "train": {"red fox": ["1.png"], "ape": ["3.png"]},
+        "test": {"red fox": ["2.png"]},
+    }
 
 
 def test_cases_of_one_letter_are_two_classes_if_both_are_everywhere(tree):

@@ -182,6 +182,13 @@ def test_metadata_in_each_splits_folder(folder):
         assert [open_image(item).size for item in data.train + data.test] == [(12, 10)] * 3
 
 
+def test_metadata_of_pictures_in_the_folder_beside_it(folder):
+    table = lines({"file_name": "0.png", "label": "cat"}, {"file_name": "1.png", "label": "dog"})
+    root = folder({"Metadata.JSONL": table}, "images/0.png", "images/1.png")
+    data = load_dataset(root, test_share=0, val_share=0)
+    assert sorted(rows(data)) == [("train", "0.png", "cat"), ("train", "1.png", "dog")]
+
+
 @pytest.mark.parametrize("images", ["train/0.png train/1.png test/2.png", "0.png 1.png 2.png"])
 def test_metadata_at_the_top(folder, images):
     images = images.split()

@@ -12,7 +12,7 @@ behind (`__MACOSX`, `Thumbs.db`) are ignored.
 A folder in Hugging Face's layout, with `metadata.csv` or `metadata.jsonl`, is read by `metadata`. Whatever leaves
 open which folders are the classes is refused.
 
-An optional `dataset.json` at the top may say
+An optional `dataset.json` beside them, or beside a folder that wraps them, may say
 
     {"name": "tiny-mammals",
      "class_names": ["red fox", "cat"],           # in label order; or {"folder": "class name", ...}
@@ -25,6 +25,7 @@ from 0. Without it, classes are the folder names in sorted order. Other keys are
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,7 +43,9 @@ DESCRIPTION = "dataset.json"
 EXPECTED = "expected train/CLASS/*.jpg, val/CLASS/*.jpg, test/CLASS/*.jpg or CLASS/*.jpg"
 CONTAINERS = frozenset("images imgs img jpegimages annotations labels".split())
 """Folder names that say what is inside, and so are no classes."""
-NO_CLASSES = CONTAINERS | set("image data masks mask photos pictures unlabeled unlabelled predict pred".split())
+NO_CLASSES = CONTAINERS | set(
+    "all data files image inputs mask masks photos pictures pred predict raw samples unlabeled unlabelled".split()
+)
 """Folder names that may be classes beside others, and are none where nothing else is there."""
 
 
@@ -54,14 +57,17 @@ class Entry(NamedTuple):
     image: str
 
 
-def _read_description(listing: Listing) -> dict[str, Any]:
-    if DESCRIPTION not in listing.files:
-        return {}
-    where = listing.where(DESCRIPTION)
-    description = parse_json(listing.read(DESCRIPTION), where)
-    if not isinstance(description, dict):
-        raise DataError(f"{where} must hold a JSON object, not a {type(description).__name__}")
-    return description
+def _read_description(listing: Listing, prefix: str) -> dict[str, Any]:
+    """The description beside the data, or beside one of the folders that wrap them; {} if there is none."""
+    levels = prefix.split("/")[:-1]
+    for depth in range(len(levels), -1, -1):
+        file = "/".join([*levels[:depth], DESCRIPTION])
+        if file in listing.files:
+            description = parse_json(listing.read(file), listing.where(file))
+            if not isinstance(description, dict):
+                raise DataError(f"{listing.where(file)} must hold a JSON object, not a {type(description).__name__}")
+            return description
+    return {}
 
 
 def _label_folders(folders: Sequence[str], named: Any, where: str) -> tuple[dict[str, int], list[str]]:
@@ -109,9 +115,9 @@ def read_image_folder(
     path = Path(path)
     if not path.exists():
         raise DataError(f"no such file or folder: {path}; expected train/, val/, test/ or one folder per class in it")
-    listing = list_folder(path) if path.is_dir() else list_archive(path)
-    listing = listing.unwrapped(lambda top: split_of(top) is None, stops=(DESCRIPTION, *METADATA))
-    description = _read_description(listing)
+    whole = list_folder(path) if path.is_dir() else list_archive(path)
+    listing = whole.unwrapped(lambda top: split_of(top) is None, stops=METADATA)
+    description = _read_description(whole, listing.prefix)
     say = lambda key, given, default: given if given is not None else description.get(key, default)
     named = say("class_names", class_names, None)
 
@@ -182,7 +188,9 @@ def find_classes(path: Path, listing: Listing, known: bool = False) -> tuple[lis
             _refuse_no_classes(path, listing, part)
             _refuse_folders_of_classes(path, part)
     _refuse_equal_names(path, stored)
-    _refuse_unsorted_tests(path, stored)
+    if not known:
+        _refuse_like_names(path, stored)
+        _refuse_unsorted_tests(path, stored)
     return entries, sorted({folder for _, folder in stored})
 
 
@@ -263,17 +271,21 @@ def _refuse_unsorted_tests(path: Path, stored: dict[tuple[str, str], set[str]]) 
 
 
 def _refuse_equal_names(path: Path, stored: dict[tuple[str, str], set[str]]) -> None:
-    """Raises DataError for folders that would be one class, or two, by chance."""
+    """Raises DataError for two folders of one split whose names are the same text."""
     for (kind, folder), names in stored.items():
         if len(names) > 1:
             raise DataError(
                 f"{path} has two folders {folder!r}{f' in {kind}' if kind else ''}, which differ in how their accents "
                 f"are stored alone ({' and '.join(map(ascii, sorted(names)))}); keep one"
             )
-    kinds: dict[str, dict[str, set[str]]] = {}  # without case -> folder -> its splits
+
+
+def _refuse_like_names(path: Path, stored: dict[tuple[str, str], set[str]]) -> None:
+    """Raises DataError for folders that are called almost alike and never lie in one split: one class, by all odds."""
+    kinds: dict[str, dict[str, set[str]]] = {}  # letters and digits -> folder -> its splits
     for kind, folder in stored:
-        kinds.setdefault(folder.casefold(), {}).setdefault(folder, set()).add(kind)
+        kinds.setdefault(re.sub(r"[\s_.-]+", "", folder.casefold()), {}).setdefault(folder, set()).add(kind)
     for spellings in kinds.values():
         if len(spellings) > 1 and len(set().union(*spellings.values())) == sum(map(len, spellings.values())):
             told = " and ".join(f"{'/'.join([min(k), f])}" for f, k in sorted(spellings.items()))
-            raise DataError(f"{path}: the class folders {told} differ in capitals alone; give them one name")
+            raise DataError(f"{path}: the class folders {told} differ in capitals or signs alone; give them one name")

@@ -66,10 +66,11 @@ class Listing:
         """The same without folders that only wrap the data: "dataset/images/" before "train/cat/1.jpg".
 
         A folder wraps if all pictures lie in folders of it, `wraps` says so of its name, no other folder is empty
-        (which would be a class without pictures), and none of the files `stops` lies beside it.
+        (which would be a class without pictures), and none of the files `stops` (in lower case) lies beside it.
         """
         listing, stops = self, set(stops)
-        while (top := listing._lone_folder()) is not None and wraps(top) and not stops & set(listing.files):
+        beside = lambda: {name.casefold() for name in listing.files if "/" not in name}
+        while (top := listing._lone_folder()) is not None and wraps(top) and not stops & beside():
             listing = listing.inside(f"{top}/")
         return listing
 

@@ -10,6 +10,7 @@ column `split`, or the folder at the top, says; without either, pictures are spl
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import DataError
@@ -32,19 +33,18 @@ def read_metadata(listing: Listing, class_names: Any) -> tuple[list[str], dict[s
     Raises:
         DataError: a faulty table; pictures that it names and that are absent, or that are there and have no row.
     """
-    tables = [file for file in listing.files if file.split("/")[-1] in METADATA and file.count("/") < 2]
+    tables = [file for file in listing.files if file.split("/")[-1].casefold() in METADATA and file.count("/") < 2]
     stored = {plain_name(image): image for image in listing.images}
     rows: list[Row] = []
     images: list[str] = []
     for table in tables:
         where, folder = listing.where(table), table.rpartition("/")[0]
         content = listing.read(table)
-        told = parse_jsonl(content, where) if table.endswith("l") else parse_csv(content, where, needs_label=False)
+        is_jsonl = table.casefold().endswith("l")
+        told = parse_jsonl(content, where) if is_jsonl else parse_csv(content, where, needs_label=False)
         if told is None:
             continue
-        inside = f"{folder}/" if folder else ""
-        find = lambda name, inside=inside: stored.get(plain_name(inside + name.replace("\\", "/").removeprefix("./")))
-        found = find_pictures(told, find, where)
+        found = find_pictures(told, _finder(stored, f"{folder}/" if folder else "", told), where)
         rows += [Row(row.line, row.path, row.label, _split(row, image)) for row, image in zip(told, found)]
         images += found
     if not rows:
@@ -60,6 +60,17 @@ def read_metadata(listing: Listing, class_names: Any) -> tuple[list[str], dict[s
         )
     labels, names = label_texts(sorted({row.label for row in rows}), class_names, listing.where(tables[0]))
     return names, in_splits(rows, [listing.item(im, labels[row.label]) for row, im in zip(rows, images)])
+
+
+def _finder(stored: dict[str, str], folder: str, rows: Sequence[Row]) -> Callable[[str], str | None]:
+    """Finds a table's pictures in `folder` ("" or "name/"); if none is there, in the first folder inside with all."""
+    plain = lambda name: plain_name(name.replace("\\", "/").removeprefix("./"))
+    inside = {name.removeprefix(folder).split("/")[0] for name in stored if name.startswith(folder)}
+    for start in (folder, *(f"{folder}{name}/" for name in sorted(inside))):
+        found = sum(start + plain(row.path) in stored for row in rows)
+        if found == len(rows) or (found and start == folder):
+            return lambda name: stored.get(start + plain(name))
+    return lambda name: None
 
 
 def _split(row: Row, image: str) -> str:
