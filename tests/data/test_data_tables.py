@@ -112,6 +112,7 @@ def test_the_first_name_of_a_column_goes_before_others(table):
         ("path,class,target\na,b,c\n", r"several columns that may be the label: \['class', 'target'\]"),
         ("path,label,label\na,b,c\n", r"several columns that may be the label: \['label', 'label'\]"),
         ("path,label\nimages/0.png,red, white\n", "line 2: 3 columns, but the header has 2; write.*in quotes"),
+        ("path,label,is_valid\nimages/0.png,cat,True\n", r"has the columns \['is_valid'\], but no column split; write"),
         ("path,label\nimages/0.png\n", "line 2: path and label must not be empty"),
         ("path,label,split\nimages/0.png,cat,\n", "line 2: split must be train, val or test, not ''"),
         ("path,label\nimages/0.png,0.0\nimages/1.png,1.0\n", "labels are numbers, which name nothing"),
@@ -129,8 +130,13 @@ def test_faulty_tables(table, text, says):
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le", "cp1252"])
 def test_other_encodings_are_refused_with_the_cause(table, encoding):
-    with pytest.raises(DataError, match="no UTF-8 text: byte 0xe4|lacks the columns"):
+    with pytest.raises(DataError, match="no UTF-8 text: byte 0xe4|UTF-16 without its mark"):
         load_dataset(table(PLAIN, encoding))
+
+
+def test_utf16_without_its_mark_is_told_as_such(table):
+    with pytest.raises(DataError, match="UTF-16 without its mark; save it as UTF-8"):
+        load_dataset(table("path,label\nimages/0.png,cat\n", "utf-16-le"))
 
 
 def test_numbers_written_with_a_point_are_numbers(table):

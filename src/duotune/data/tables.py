@@ -26,6 +26,8 @@ COLUMNS = {
     "split": "split subset set partition phase data_set dataset".split(),
 }
 """What a column says -> its usual names; the first one goes before all others."""
+SPLIT_MARKS = frozenset("is_train is_val is_valid is_validation is_test".split())
+"""Columns that tell a split in a way that is not read."""
 DELIMITERS = (",", ";", "\t", "|")
 SPLITS = ("train", "val", "test")
 
@@ -61,6 +63,8 @@ def _find_columns(columns: Sequence[str], where: str) -> dict[str, int]:
 
 def _columns_needed(columns: Sequence[str], where: str) -> dict[str, int]:
     found = _find_columns(columns, where)
+    if "split" not in found and (marks := [column for column in columns if _plain(column) in SPLIT_MARKS]):
+        raise DataError(f"{where} has the columns {marks}, but no column split; write train, val or test in one")
     if missing := [kind for kind in ("path", "label") if kind not in found]:
         raise DataError(f"{where} lacks the columns {missing}; expected path,label[,split], found {list(columns)}")
     return found
@@ -108,6 +112,8 @@ def parse_csv(content: bytes, where: str, needs_label: bool = True) -> list[Row]
             with an empty path or label, or another split than train, val and test; says the line.
     """
     text = decode_text(content, where)
+    if "\0" in text[:1000].partition("\n")[0]:
+        raise DataError(f"{where} is no text, or UTF-16 without its mark; save it as UTF-8")
     shift = 0
     if text[:4].casefold() == "sep=":  # how Excel says what separates the columns
         text, shift = text.partition("\n")[2], 1
