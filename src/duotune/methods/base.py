@@ -172,6 +172,7 @@ class Method(nn.Module, abc.ABC):
         training_only: prefixes of parameters that prediction never reads; left out of artifacts.
         tells: names of `ClassifierOutput.extras` that `PromptedModel.forward` gives beside the logits.
         default_template: how a class is read where nothing else is said.
+        copies_weights: what is learnt starts as a copy of weights of the backbone, in no less than their precision.
     """
 
     Config: ClassVar[type[MethodConfig]] = MethodConfig
@@ -181,6 +182,7 @@ class Method(nn.Module, abc.ABC):
     training_only: ClassVar[tuple[str, ...]] = ()
     tells: ClassVar[tuple[str, ...]] = ()
     default_template: ClassVar[str] = "a photo of a {}."
+    copies_weights: ClassVar[bool] = False
 
     def __init__(self, config: MethodConfig):
         super().__init__()

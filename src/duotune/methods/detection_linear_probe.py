@@ -39,6 +39,7 @@ class DetectionLinearProbe(DetectionMethod):
 
     Config = DetectionLinearProbeConfig
     config: DetectionLinearProbeConfig
+    copies_weights = True
 
     def on_caption(self, backbone: Detector, caption: Caption) -> None:
         if not hasattr(self, "head"):

@@ -41,6 +41,7 @@ class Full(DetectionMethod):
 
     Config = FullConfig
     config: FullConfig
+    copies_weights = True
     needs_frozen_features = False
     needs_pixels = True
 

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import yaml
 from transformers import PrinterCallback, TrainerCallback
 
 from .. import artifacts
-from ..backbones import Backbone, check_device, load_backbone
+from ..backbones import Backbone, adapter_of, check_device, load_backbone
 from ..data import ClassificationData, load_dataset
 from ..data.detection import DetectionData, load_detection
 from ..data.detection.torch_dataset import check_detection_images
@@ -22,7 +23,8 @@ from ..data.images import open_image
 from ..data.sampling import spread
 from ..data.torch_dataset import check_images
 from ..errors import ConfigError, DataError, DuotuneError
-from ..model import PromptedDetector, PromptedModel, attach
+from ..model import PromptedDetector, PromptedModel, attach, choose_method
+from ..processes import default_device
 from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report
 from ..settings import misfits
 from ..training import DetectionTrainingArguments, PromptTrainer, PromptTrainingArguments, last_checkpoint
@@ -123,6 +125,7 @@ def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True
         "seed": recipe.seed,
         "views": recipe.views,
         "bf16": recipe.bf16,
+        "tf32": recipe.tf32 or None,
         "cache_dir": recipe.cache_dir,
         "output_dir": str(Path(folder) / CHECKPOINTS),
         "disable_tqdm": not progress,
@@ -179,6 +182,18 @@ def run_recipe(
         return _run(recipe, folder, resume, overwrite, backbone, data, name, device, progress, say)
 
 
+def frozen_dtype(recipe: Recipe, device: str | None) -> str | None:
+    """In what precision a recipe's backbone is loaded; None: as stored, float32 on a CPU.
+
+    With bf16 on an accelerator in bfloat16: autocast would cast float32 weights anew in every step. What is learnt is
+    float32 all the same; a method that trains a copy of weights has them as stored.
+    """
+    if not recipe.bf16 or torch.device(device or default_device()).type == "cpu":
+        return None
+    kind = choose_method(recipe.method, recipe.backbone, adapter_of(recipe.backbone).ports)
+    return None if kind.copies_weights else "bfloat16"
+
+
 def _run(
     recipe: Recipe,
     folder: Path,
@@ -194,7 +209,9 @@ def _run(
     check_folder(folder, resume, overwrite)
     arguments = training_arguments(recipe, folder, progress)
     data = data if data is not None else load_data(recipe)
-    backbone = backbone if backbone is not None else load_backbone(recipe.backbone, device=device)
+    backbone = (
+        backbone if backbone is not None else load_backbone(recipe.backbone, frozen_dtype(recipe, device), device)
+    )
     template = data.template if isinstance(data, ClassificationData) else recipe.template or data.templates
     model = attach(backbone, recipe.method, data.class_names, template, config=recipe.settings, seed=recipe.seed)
     if isinstance(data, DetectionData) != isinstance(model, PromptedDetector):

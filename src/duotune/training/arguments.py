@@ -13,6 +13,9 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 from ..errors import ConfigError
 from ..processes import must_use_cpu
 
+PINNED_FOR = ("cuda", "xpu")
+"""Kinds of device that copy pinned memory beside what they compute."""
+
 
 @dataclass
 class PromptTrainingArguments(TrainingArguments):
@@ -30,7 +33,7 @@ class PromptTrainingArguments(TrainingArguments):
         logging_nan_inf_filter False: a loss that is not finite stops the run with a TrainingError instead.
         dataloader_num_workers 2: decoding happens beside the step; features from the cache need no worker.
         remove_unused_columns False: batches hold exactly what the model reads.
-        dataloader_pin_memory False: set it on machines with a GPU when pixels, not features, are moved.
+        dataloader_pin_memory None: batches are pinned, and copied without waiting for them, where a GPU trains.
         report_to "none": "tensorboard" writes curves below `output_dir`/runs; nothing is pushed unless asked.
         seed 1: CoOp's and DPT's scripts number their seeds from 1.
 
@@ -62,7 +65,9 @@ class PromptTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "A NaN loss is an error here."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that decode images."})
-    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin batches in memory (GPU)."})
+    dataloader_pin_memory: bool | None = field(
+        default=None, metadata={"help": "Pin batches in memory; left out: where a GPU trains."}
+    )
     remove_unused_columns: bool = field(default=False, metadata={"help": "Keep False."})
     report_to: None | str | list[str] = field(default="none", metadata={"help": "none or tensorboard."})
     seed: int = field(default=1, metadata={"help": "Seed of order and augmentation."})
@@ -87,7 +92,16 @@ class PromptTrainingArguments(TrainingArguments):
             self.eval_strategy = self.save_strategy
         # accelerate would not let processes without an accelerator know each other
         self.use_cpu = self.use_cpu or must_use_cpu()
+        self._pin_is_open = self.dataloader_pin_memory is None
         super().__post_init__()
+        self._pin()
+
+    def _pin(self) -> None:
+        """Pin batches for a GPU if nothing else was said; what is pinned is copied beside the step before."""
+        if self._pin_is_open:
+            self.dataloader_pin_memory = self.device.type in PINNED_FOR
+        if self.dataloader_pin_memory and self.accelerator_config.non_blocking is False:
+            self.accelerator_config.non_blocking = True
 
     def train_on(self, device: torch.device) -> None:
         """Train on `device`, where the backbone lies, whatever else this machine has.
@@ -108,6 +122,7 @@ class PromptTrainingArguments(TrainingArguments):
         self._own_device = device
         _ = self.device  # asking sets it up
         self.distributed_state.device = device
+        self._pin()
 
     @property
     def device(self) -> torch.device:
