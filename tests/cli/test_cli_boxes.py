@@ -175,6 +175,49 @@ def test_predict_prints_draws_and_writes_boxes(duotune, run, boxes, tmp_path):
     assert nothing.out.strip() == "nothing found in 4 of 4 images (--score-threshold 1.0)"
 
 
+def test_predict_in_the_formats_of_other_tools(duotune, run, boxes, tmp_path, left_behind):
+    pictures, options = boxes / "test", ["--score-threshold", 0.05]
+    rows = json.loads(duotune("predict", run, pictures, "--json", *options).out)
+    printed = json.loads(duotune("predict", run, pictures, "--format", "coco", *options).out)
+    ran = duotune("predict", run, pictures, "--format", "coco", "--out", tmp_path / "coco", *options)
+    assert ran.status == 0 and "coco.json" in ran.out and left_behind(tmp_path / "coco") == ["coco.json"], ran.err
+    assert json.loads((tmp_path / "coco" / "coco.json").read_text()) == printed
+    assert [i["file_name"] for i in printed["images"]] == ["0.png", "1.png", "2.png", "3.png"]
+    assert len(printed["annotations"]) == sum(len(row["boxes"]) for row in rows) > 0
+    assert {c["id"]: c["name"] for c in printed["categories"]} == {1: "cat", 2: "dog"}
+    ran = duotune("predict", run, pictures, "--format", "yolo", "--out", tmp_path / "yolo", *options)
+    assert ran.status == 0 and "4 label files and classes.txt" in ran.out, ran.err
+    assert left_behind(tmp_path / "yolo") == ["0.txt", "1.txt", "2.txt", "3.txt", "classes.txt"]
+    assert (tmp_path / "yolo" / "classes.txt").read_text() == "cat\ndog\n"
+    for number, row in enumerate(rows):
+        lines = (tmp_path / "yolo" / f"{number}.txt").read_text().splitlines()
+        assert len(lines) == len(row["boxes"])
+        sides = row["width"], row["height"]
+        for line, box, score, label in zip(lines, row["boxes"], row["scores"], row["labels"]):
+            words = [float(word) for word in line.split()]
+            (cx, w), (cy, h) = ((words[i] * side, words[i + 2] * side) for i, side in enumerate(sides, start=1))
+            # six decimals of a share
+            assert [cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2] == pytest.approx(box, abs=1e-3)
+            assert words[0] == label and words[5] == pytest.approx(score, abs=1e-6)
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "a.png").write_bytes(b"no picture")
+    Image.open(pictures / "0.png").save(tmp_path / "some" / "b.png")
+    ran = duotune("predict", run, tmp_path / "some", "--format", "yolo", "--out", tmp_path / "part")
+    assert ran.status == 2 and "a.png" in ran.err and left_behind(tmp_path / "part") == ["b.txt", "classes.txt"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--format", "yolo"], "name their folder with --out"),
+        (["--format", "coco", "--json"], "--json and --format are alternatives"),
+        (["--format", "voc"], "invalid choice: 'voc'"),
+    ],
+)
+def test_formats_that_do_not_fit(duotune, run, boxes, argv, says):
+    assert says in duotune("predict", run, boxes / "test", *argv).error
+
+
 def test_drawn_pictures_never_replace_what_is_read(duotune, run, boxes):
     pictures = boxes / "test"
     before = {path.name: path.read_bytes() for path in pictures.iterdir()}
@@ -224,6 +267,37 @@ def test_show_and_list(duotune, run):
 )
 def test_options_of_predict_that_do_not_fit(duotune, run, boxes, argv, says):
     assert says in duotune("predict", run, boxes / "test", *argv).error
+
+
+def test_one_file_of_all_pictures_is_divided_for_training(duotune, glip, tmp_path):
+    """The run is tested on what it left out; evaluating the artifact on the same file measures just that."""
+    root = write_folder(tmp_path / "project", splits={"train": 30})
+    (root / "train.json").rename(root / "result.json")
+    (root / "train").rename(root / "images")
+    argv = ["--method", "sdpt", "--backbone", glip, "--data", root, "--epochs", 1, "--batch-size", 10, "--seed", 2]
+    more = ["--training", "short_sides=[32]", "--training", "dataloader_num_workers=0"]
+    ran = duotune("train", *argv, *more, "--out", tmp_path / "run")
+    assert ran.status == 0, ran.err
+    line = next(line for line in ran.out.splitlines() if "brings no splits" in line)
+    assert line.startswith("data: project brings no splits: its pictures were divided by their names (seed 0): ")
+    count = int(line.rpartition(", ")[2].split()[0])
+    assert 0 < count < 20 and "test" in line.rpartition(", ")[2]
+    measured = duotune("evaluate", tmp_path / "run", "--data", root, "--workers", 0, "--json")
+    assert json.loads(measured.out)["num_images"] == count and "divided by their names (seed 0)" in measured.err
+    whole = duotune("evaluate", "--method", "zero_shot", "--backbone", glip, "--data", root, "--workers", 0, "--json")
+    assert json.loads(whole.out)["num_images"] == 30 and "all of its 30 pictures are the test split" in whole.err
+
+
+def test_pictures_of_several_sizes_in_a_batch_are_told(duotune, run, boxes, tmp_path, capfd):
+    argv = ["evaluate", run, "--data", boxes, "--workers", 0]
+    told = duotune(*argv, "--batch-size", 4)
+    assert told.status == 0 and "note: batches of 4 hold pictures of several sizes, which are padded" in told.err
+    assert "padding" not in duotune(*argv).err
+    same = write_folder(tmp_path / "same", sizes=((64, 64),), splits={"test": 4})
+    assert "padding" not in duotune("evaluate", run, "--data", same, "--workers", 0, "--batch-size", 4).err
+    with pytest.raises(SystemExit):
+        duotune("evaluate", "--help")
+    assert "padding" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,10 @@
     duotune predict runs/mine photo.jpg more_photos/ archive.zip
     duotune predict runs/mine more_photos/ --json > classes.json
     duotune predict runs/boxes more_photos/ --out found --score-threshold 0.5
+    duotune predict runs/boxes more_photos/ --format yolo --out labels
 
---out is for detectors: a folder for images with boxes drawn in, and detections.json.
+--out is for detectors: a folder for images with boxes drawn in, and detections.json. With --format it holds, instead of
+these, coco.json, or classes.txt and a text file per image, each line "class cx cy w h score".
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ class Options:
     backbone: str | None = option(None, help="where the backbone is now, if not where it was", metavar="NAME")
     device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
     json: bool = option(False, help="print JSON instead of a table")
+    format: str | None = option(None, help="of a detector's boxes, for other tools", choices=("coco", "yolo"))
     out: str | None = option(None, help="folder for a detector's drawn images and JSON", metavar="FOLDER")
 
 
@@ -50,8 +53,8 @@ def run(options: Options) -> int:
         from .predict_boxes import run as run_boxes
 
         return run_boxes(options, predictor)
-    if options.out is not None or options.score_threshold is not None:
-        raise ConfigError(f"--out and --score-threshold are of detectors; {options.artifact} is a classifier")
+    if any(value is not None for value in (options.out, options.score_threshold, options.format)):
+        raise ConfigError(f"--out, --format and --score-threshold are of detectors; {options.artifact} is a classifier")
     top_k = 3 if options.top_k is None else options.top_k
     batch_size = 64 if options.batch_size is None else options.batch_size
     rows = predictor.classify(options.images, top_k=top_k, batch_size=batch_size, keep_going=True)

@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..data.base import first_few
 from ..data.listing import list_images
 from ..errors import ConfigError
-from ..writing import write_bytes, write_text
+from ..writing import write_bytes, write_text, write_together
+from .box_formats import CLASSES_FILE, COCO_FILE, as_coco, as_yolo
 from .output import counted, print_json, table, tell_broken
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ def run(options: Options, predictor: Predictor) -> int:
 
     if options.top_k is not None:
         raise ConfigError(f"--top-k is of classifiers; {options.artifact} finds boxes, see --score-threshold")
+    if options.format is not None:
+        return _run_format(options, predictor)
     if options.out is None:
         rows = _find(options, predictor, None)
     else:
@@ -55,6 +59,36 @@ def run(options: Options, predictor: Predictor) -> int:
     if options.out is not None and not options.json:
         with_boxes = sum(bool(row.boxes) for row in good)
         print(f"wrote {options.out}: {counted(len(good), 'image')}, boxes drawn in {with_boxes}, and {DETECTIONS}")
+    sys.stdout.flush()
+    tell_broken([row.error for row in rows], "looked at")
+    return 0
+
+
+def _run_format(options: Options, predictor: Predictor) -> int:
+    """Find boxes and write them for other tools, all files or none; without --out print COCO's JSON."""
+    from ..recipes.claim import claimed
+
+    if options.json:
+        raise ConfigError("--json and --format are alternatives; choose one (COCO's JSON is printed without --out)")
+    if options.format == "yolo" and options.out is None:
+        raise ConfigError("--format yolo writes a file per image; name their folder with --out")
+    numbered: list[str] = []
+    if options.out is None:
+        rows = _find(options, predictor, None)
+        print_json(as_coco(rows, predictor.model.class_names, options.images))
+    else:
+        with claimed(options.out) as folder:
+            rows = _find(options, predictor, None)
+            if options.format == "coco":
+                files = {COCO_FILE: (as_coco(rows, predictor.model.class_names, options.images) + "\n").encode()}
+            else:
+                files, numbered = as_yolo(rows, predictor.model.class_names)
+            write_together(folder, files)
+        what = COCO_FILE if options.format == "coco" else f"{counted(len(files) - 1, 'label file')} and {CLASSES_FILE}"
+        found = sum(len(row.boxes) for row in rows)
+        print(f"wrote {options.out}: {what}, {found} boxes")
+    if numbered:
+        print(f"note: images share their names, so {first_few(numbered, 3)}", file=sys.stderr)
     sys.stdout.flush()
     tell_broken([row.error for row in rows], "looked at")
     return 0
