@@ -198,3 +198,15 @@ def test_an_archive_member_whose_compression_is_broken(tmp_path):
     for read in (read_bytes, open_image):
         with pytest.raises(DataError, match="a.zip::a.ppm"):
             read(ImageItem(tmp_path / "a.zip", 0, "a.ppm"))
+
+
+@pytest.mark.parametrize("name", ["x.HEIC", "x.heif", "x.jxl", "x.dng", "x.NEF"])
+def test_photos_in_formats_that_are_not_read_are_pictures_that_cannot_be_read(tmp_path, name):
+    """Never ignored; and a raw photo, which is a TIFF around a thumbnail, is never taken for its thumbnail."""
+    Image.new("RGB", (4, 3)).save(tmp_path / name, format="TIFF")
+    assert is_image_name(name)
+    for read in (open_image, probe_image):
+        with pytest.raises(
+            DataError, match=f"{name}: {name[2:].upper()} is a format that Pillow does not read; convert"
+        ):
+            read(ImageItem(tmp_path / name, 0))
