@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .errors import ArtifactError
+
+_PART = re.compile(r"\..+\.[0-9a-f]{12}\.part", re.DOTALL)
 
 
 def write_bytes(path: str | Path, content: bytes, lasting: bool = True) -> Path:
@@ -83,6 +86,13 @@ def folder_beside(folder: str | Path, overwrite: bool = False) -> Iterator[Path]
         os.replace(part, folder)
 
 
+def sweep(folder: str | Path) -> None:
+    """Remove what processes that were killed left half-written in a folder; whoever calls it is the only writer."""
+    for path in Path(folder).glob(".*.part"):
+        if _PART.fullmatch(path.name):
+            remove(path)
+
+
 def remove(path: str | Path) -> None:
     """Remove a folder with all that is in it, or a file; of a symbolic link the link alone. Nothing if absent."""
     path = Path(path)
@@ -132,4 +142,4 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
-__all__ = ["folder_beside", "refuse_links", "remove", "write_bytes", "write_text", "write_together"]
+__all__ = ["folder_beside", "refuse_links", "remove", "sweep", "write_bytes", "write_text", "write_together"]

@@ -13,7 +13,7 @@ from .. import artifacts
 from ..endings import current
 from ..errors import ArtifactError, ConfigError
 from ..training import last_checkpoint
-from ..writing import refuse_links
+from ..writing import refuse_links, sweep
 
 LOCK, CHECKPOINTS, WRITTEN = ".lock", "checkpoints", "recipe.yaml"
 
@@ -61,6 +61,7 @@ def claimed(folder: str | Path) -> Iterator[Path]:
             raise _unwritable(folder, error) from error
         try:
             path.write_text(f"{os.getpid()}\n")
+            sweep(folder)
             yield folder
         finally:
             with contextlib.suppress(OSError):
