@@ -3,7 +3,8 @@
     python scripts/kill/run.py --count 50 --seed 1
 
 Each kill starts `python -m duotune train` anew (CoOp and DPT on the embedded CLIP, SDPT on the embedded GLIP, drawn
-pictures) and sends SIGKILL, SIGTERM or SIGINT (also twice) between its start and its end. Checked of each:
+pictures) and sends SIGKILL, SIGTERM or SIGINT (also twice): a third of them between its start and its end, most of which
+is imports, the others while it trains, tests and writes. Checked of each:
 
     status    by SIGKILL; 143 after SIGTERM, 130 after SIGINT; 0 if it was through
     words     one line that says how to go on; none after SIGKILL or a success
@@ -28,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -131,12 +133,35 @@ class Failed(Exception):
     """A kill whose outcome is not as promised."""
 
 
-def kill_once(argv: list[str], out: Path, work: Path, name: str, twice: bool, delay: float, expected: dict) -> str:
+@dataclass
+class Kill:
+    """What is drawn for one of them."""
+
+    method: str
+    signal: str
+    twice: bool
+    training: bool  # the clock starts when training begins, and not with the process
+    delay: float  # seconds
+
+    def __str__(self) -> str:
+        since = " of training" if self.training else ""
+        return f"{self.method:4} {self.signal}{' twice' if self.twice else ''} after {self.delay:.2f} s{since}"
+
+
+def wait_for_training(process: subprocess.Popen, out: Path) -> None:
+    while process.poll() is None and not (out / "recipe.yaml").exists():
+        time.sleep(0.005)
+
+
+def kill_once(kill: Kill, argv: list[str], out: Path, work: Path, expected: dict) -> str:
     """Start, kill, go on, compare. Returns what became of the killed one. Raises Failed."""
+    name, twice, delay = kill.signal, kill.twice, kill.delay
     process, said = start([*argv, "--out", str(out)], work)
+    if kill.training:
+        wait_for_training(process, out)
     begun = time.monotonic()
     while process.poll() is None and time.monotonic() - begun < delay:
-        time.sleep(0.01)
+        time.sleep(0.005)
     process.send_signal(getattr(signal, name))
     if twice:
         time.sleep(0.05)
@@ -151,7 +176,7 @@ def kill_once(argv: list[str], out: Path, work: Path, name: str, twice: bool, de
     elif name == "SIGKILL":
         if status != -9 or err:
             raise Failed(f"status {status} and {err!r}")
-    elif not out.exists() and delay < 1.5 and SAID not in err:
+    elif not out.exists() and not kill.training and delay < 1.5 and SAID not in err:
         what = "too early"
     elif status != SIGNALS[name] or not err.startswith(SAID) or len(err.splitlines()) != 1:
         raise Failed(f"status {status} and {err!r}")
@@ -183,30 +208,38 @@ def run(count: int, seed: int, work: Path) -> int:
     commands = {
         name: ["train", "--data", str(boxes if name == "sdpt" else classes), *argv] for name, argv in COMMANDS.items()
     }
-    expected, seconds = {}, {}
+    expected, seconds, training = {}, {}, {}
     for name, argv in commands.items():
         begun = time.monotonic()
         process, said = start([*argv, "--out", str(work / name)], work)
+        wait_for_training(process, work / name)
+        trains = time.monotonic()
         if process.wait() != 0:
             raise SystemExit(f"{name} fails undisturbed: {said.read_text()}")
-        seconds[name], expected[name] = time.monotonic() - begun, result(work / name)
+        seconds[name], training[name] = time.monotonic() - begun, time.monotonic() - trains
+        expected[name] = result(work / name)
         if go_on([*argv, "--out", str(work / "again")], work)[0] or result(work / "again") != expected[name]:
             raise SystemExit(f"{name} differs between two undisturbed runs")
         shutil.rmtree(work / "again")
-        print(f"{name}: {seconds[name]:.1f} s undisturbed, twice the same", flush=True)
+        print(
+            f"{name}: {seconds[name]:.1f} s undisturbed, {training[name]:.1f} s from training on, twice the same",
+            flush=True,
+        )
 
     draws, counts = random.Random(seed), Counter()
     for number in range(1, count + 1):
         method, name = draws.choice(list(commands)), draws.choice(list(SIGNALS))
-        twice, delay = name != "SIGKILL" and draws.random() < 0.3, draws.uniform(0, 1.05 * seconds[method])
+        twice, trains = name != "SIGKILL" and draws.random() < 0.3, draws.random() < 2 / 3
+        delay = draws.uniform(0, 1.05 * (training if trains else seconds)[method])
+        kill = Kill(method, name, twice, trains, delay)
         out = work / "killed" / str(number)
         try:
-            what = kill_once(commands[method], out, work, name, twice, delay, expected[method])
+            what = kill_once(kill, commands[method], out, work, expected[method])
         except Failed as failure:
             what = "FAILED"
             print(failure, flush=True)
         counts[name, what] += 1
-        print(f"{number:3} {method:4} {name}{' twice' if twice else ''} after {delay:.2f} s: {what}", flush=True)
+        print(f"{number:3} {kill}: {what}", flush=True)
         if what != "FAILED":
             shutil.rmtree(out)
 

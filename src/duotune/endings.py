@@ -10,6 +10,7 @@ stay ignored. Processes that were forked to read data leave it to their parent.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -18,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import NoReturn
 
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
@@ -68,6 +70,19 @@ class Watch:
         return 128 + (self.received or signal.SIGINT)
 
 
+def end(status: int) -> NoReturn:
+    """End a process that was interrupted, its handlers of the end included.
+
+    Not by returning: where the KeyboardInterrupt passed through `exec` of a text, as that of a dataclass being made,
+    CPython takes it for one that nobody handled and kills itself by SIGINT in the end, whatever the status.
+    """
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(status)
+
+
 _watches: list[Watch] = []
 
 
@@ -109,4 +124,4 @@ def _is_importing(frame: FrameType | None) -> bool:
     return False
 
 
-__all__ = ["SIGNALS", "Watch", "current", "watching"]
+__all__ = ["SIGNALS", "Watch", "current", "end", "watching"]

@@ -7,6 +7,7 @@ place, so no machine is too slow for it.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ from dataclasses import dataclass
 
 import pytest
 
-from duotune import endings
+from duotune import endings, writing
 from duotune.artifacts import load
 from duotune.cli import main
 from duotune.recipes import running
-from duotune.training import PromptTrainer
+from duotune.training import PromptTrainer, checkpoints
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
@@ -136,6 +137,67 @@ def test_between_the_two_files_of_an_artifact(command, forked, tmp_path, monkeyp
     assert (out / "prompt.safetensors").read_bytes() == command[1] and load(out)
 
 
+def kills_in(place: str, patch) -> None:
+    """SIGKILL at a chosen place of the third epoch or of what follows; `scripts/kill/run.py` takes any moment."""
+    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)
+    seal, write, replace = checkpoints.seal, writing._write, os.replace
+
+    def seal_some(folder, step):
+        if step > 4 and place == "before the manifest":
+            kill()
+        seal(folder, step)
+        if step > 4 and place == "removing an older one":
+            patch.setattr(shutil, "rmtree", lambda *_, **__: kill())
+
+    def write_half(path, content, lasting):
+        if place == "in a file" and "prompt.safetensors" in path.name:
+            path.write_bytes(content[:50])
+            kill()
+        write(path, content, lasting)
+
+    def replace_one(source, target):
+        replace(source, target)
+        if place == "between two files" and str(target).endswith("prompt.safetensors"):
+            kill()
+
+    patch.setattr(checkpoints, "seal", seal_some)
+    patch.setattr(writing, "_write", write_half)
+    patch.setattr(os, "replace", replace_one)
+
+
+@pytest.mark.parametrize("place", ["before the manifest", "removing an older one", "in a file", "between two files"])
+def test_killed_at_the_worst_places_it_resumes_to_the_same_file(place, command, forked, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        kills_in(place, patch)
+        ended = forked(lambda: main([*command[0], "--training", "save_total_limit=1", "--out", str(out)]))
+    assert ended == Ended(-signal.SIGKILL, "") and "prompt.json" not in os.listdir(out)
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert (out / "prompt.safetensors").read_bytes() == command[1] and load(out)
+    assert not [name for name in os.listdir(out) if name.startswith(".")]
+
+
+def test_a_limit_of_file_sizes_is_one_line_and_checkpoints_stay(command, forked, tmp_path, monkeypatch):
+    """The kernel's own refusal, as of a full disk, in the middle of a run: torch tells of it in words of its own."""
+    resource = pytest.importorskip("resource")
+    out, seal = tmp_path / "run", checkpoints.seal
+
+    def limit_later(folder, step):
+        seal(folder, step)
+        if folder.name == "checkpoint-4":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "seal", limit_later)
+        ended = forked(lambda: main([*command[0], "--out", str(out)]))
+    assert ended.status == 2 and len(ended.err.splitlines()) == 1
+    assert f"cannot write the checkpoint {out}/checkpoints/checkpoint-6" in ended.err
+    assert "the last good checkpoint is" in ended.err and "enforce fail" not in ended.err
+    assert sorted(os.listdir(out / "checkpoints")) == ["checkpoint-2", "checkpoint-4"]
+    assert main(["train", "--resume", "--out", str(out)]) == 0
+    assert (out / "prompt.safetensors").read_bytes() == command[1]
+
+
 def test_a_second_one_and_a_third_change_nothing(command, forked, tmp_path, monkeypatch):
     """Sent while the first is on its way out: nothing of the cleaning up is left out, and one line is told."""
     out = tmp_path / "run"
@@ -234,6 +296,22 @@ def test_what_was_ignored_stays_ignored_and_handlers_come_back(forked):
         return 0 if kept and signal.getsignal(signal.SIGINT) is signal.default_int_handler else 1
 
     assert forked(child) == Ended(0, "")
+
+
+IN_TEXT = """
+import sys
+from duotune.cli import list_names, main
+text = "import os, signal, time; os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+list_names.run = lambda options: exec(text)
+sys.argv = ["duotune", "list"]
+sys.exit(main())
+"""
+
+
+def test_in_code_made_from_text():
+    """CPython kills itself by SIGINT at its end if an interrupt passed through `exec` of a text, handled or not."""
+    ran = subprocess.run([sys.executable, "-c", IN_TEXT], capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (143, "duotune: error: interrupted; run the command again\n")
 
 
 AT_EXIT = """

@@ -11,7 +11,7 @@ import importlib
 import os
 import sys
 
-from ..endings import Watch, watching
+from ..endings import Watch, end, watching
 from ..errors import DuotuneError
 from .options import Parser, UsageError, add_options, given
 from .output import print_anything
@@ -53,9 +53,12 @@ def main(argv: list[str] | None = None) -> int:
     with watching(alone=argv is None) as watch:
         try:
             print_anything()
-            return _told(argv, watch)
+            status = _told(argv, watch)
         except KeyboardInterrupt:  # one that came while an error was told
-            return watch.tell()
+            status = watch.tell()
+        if watch.received is not None and argv is None:  # the process has no other purpose
+            end(status)
+        return status
 
 
 def _told(argv: list[str] | None, watch: Watch) -> int:

@@ -22,12 +22,13 @@ from ..data.detection.torch_dataset import check_detection_images
 from ..data.images import open_image
 from ..data.sampling import spread
 from ..data.torch_dataset import check_images
-from ..errors import ConfigError, DataError, DuotuneError
+from ..errors import ConfigError, DataError
 from ..model import PromptedDetector, PromptedModel, attach, choose_method
 from ..processes import default_device
 from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report
 from ..settings import misfits
 from ..training import DetectionTrainingArguments, PromptTrainer, PromptTrainingArguments, last_checkpoint
+from ..training.fields import why_refused
 from ..writing import write_text
 from . import Recipe
 from .claim import CHECKPOINTS, WRITTEN, check_folder, check_inputs, claimed
@@ -38,18 +39,12 @@ if TYPE_CHECKING:
     from ..detection_evaluation import DetectionResult
     from ..evaluation import ClassificationResult
 
-RATES = "has no effect; every kind of prompt has its own rate and warm-up, such as --set text_lr=0.002"
 FIXED = {
     "output_dir": "is set by --out",
     "disable_tqdm": "follows the terminal",
     "resume_from_checkpoint": "is set by --resume",
-    "push_to_hub": "has no effect; nothing is uploaded",
-    "learning_rate": RATES,
-    "lr_scheduler_type": RATES,
-    "warmup_steps": RATES,
-    "warmup_ratio": RATES,
 }
-"""Training arguments that a recipe cannot set -> why."""
+"""Training arguments that a recipe cannot set -> why; besides those that do not serve at all, see `training.fields`."""
 
 
 @dataclass
@@ -133,15 +128,12 @@ def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True
     ours = {"num_train_epochs": "epochs", "per_device_train_batch_size": "batch_size", "num_shots": "shots"}
     ours |= {"shots_seed": "seed"} | {name: name for name in values if name not in (*ours, *FIXED)}
     faults = [f"training argument {n} is set by the recipe key {ours[n]!r}" for n in recipe.training if n in ours]
-    faults += [f"training argument {n} {FIXED[n]}" for n in recipe.training if n in FIXED]
-    if faults := [*faults, *misfits(arguments, recipe.training, "training argument")]:
+    refused = {n: why for n in recipe.training if n not in ours and (why := FIXED.get(n) or why_refused(n))}
+    faults += [f"training argument {n} {why}" for n, why in refused.items()]
+    others = {n: value for n, value in recipe.training.items() if n not in refused}
+    if faults := [*faults, *misfits(arguments, others, "training argument")]:
         raise ConfigError(*faults)
-    try:
-        return arguments(**{**values, **recipe.training})
-    except DuotuneError:
-        raise
-    except (ValueError, ImportError, RuntimeError) as error:  # what transformers itself finds unfit
-        raise ConfigError(f"training arguments do not fit: {error}") from error
+    return arguments(**{**values, **recipe.training})
 
 
 def run_recipe(

@@ -12,6 +12,8 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK,
 
 from ..errors import ConfigError
 from ..processes import must_use_cpu
+from ..reading import because
+from .fields import range_faults, refused_faults, type_faults
 
 PINNED_FOR = ("cuda", "xpu")
 """Kinds of device that copy pinned memory beside what they compute."""
@@ -83,7 +85,8 @@ class PromptTrainingArguments(TrainingArguments):
     metric_for_best: str | None = field(default=None, metadata={"help": "accuracy or loss: keep the best epoch."})
 
     def __post_init__(self):
-        if found := list(self.faults()):
+        wrong = list(type_faults(self))  # of which no range can be asked
+        if found := [*refused_faults(self), *(wrong or self.faults())]:
             raise ConfigError(*found)
         if self.metric_for_best:
             self.metric_for_best_model = self.metric_for_best
@@ -93,7 +96,10 @@ class PromptTrainingArguments(TrainingArguments):
         # accelerate would not let processes without an accelerator know each other
         self.use_cpu = self.use_cpu or must_use_cpu()
         self._pin_is_open = self.dataloader_pin_memory is None
-        super().__post_init__()
+        try:
+            super().__post_init__()
+        except (ValueError, ImportError, RuntimeError) as error:  # what transformers itself finds unfit
+            raise ConfigError(f"training arguments do not fit: {because(error)}") from error
         self._pin()
 
     def _pin(self) -> None:
@@ -142,30 +148,16 @@ class PromptTrainingArguments(TrainingArguments):
         return super().n_gpu - self.n_gpu
 
     def faults(self) -> Iterator[str]:
-        """One sentence per setting of ours that does not fit."""
-        if not self.num_train_epochs > 0:
-            yield f"num_train_epochs must be above 0, not {self.num_train_epochs}"
-        if self.per_device_train_batch_size < 1:
-            yield f"per_device_train_batch_size must be at least 1, not {self.per_device_train_batch_size}"
+        """One sentence per value that does not fit; see also `fields`."""
+        yield from range_faults(self)
         if not 0 <= self.sgd_momentum < 1:
             yield f"sgd_momentum must be in 0..1 (1 left out), not {self.sgd_momentum}"
-        for name, least in (
-            ("per_device_eval_batch_size", 1),
-            ("gradient_accumulation_steps", 1),
-            ("dataloader_num_workers", 0),
-            ("data_seed", 0),
-        ):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                yield f"{name} must be at least {least}, not {value}"
         reports = [self.report_to] if isinstance(self.report_to, str) else self.report_to or []
         for name in reports:
             if name not in ("none", "all", *INTEGRATION_TO_CALLBACK):
                 yield f"report_to must be none, all or one of {', '.join(INTEGRATION_TO_CALLBACK)}, not {name!r}"
-            elif name == "tensorboard" and name not in get_available_reporting_integrations():
-                yield "report_to='tensorboard' needs the package tensorboard; pip install tensorboard"
-        if not 0 <= self.weight_decay < float("inf"):
-            yield f"weight_decay must not be negative, not {self.weight_decay}"
+            elif name not in ("none", "all", *get_available_reporting_integrations()):
+                yield f"report_to={name!r} needs the package {name}; pip install {name}"
         if self.views < 0:
             yield f"views must be 0 (fresh every epoch) or a number of fixed views, not {self.views}"
         if not self.cache_gb > 0:

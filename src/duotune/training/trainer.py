@@ -128,18 +128,24 @@ class PromptTrainer(Trainer):
             self._data["transform"] = transform.key()
         if eval_dataset is None and args.metric_for_best:
             raise ConfigError(f"metric_for_best={args.metric_for_best!r} needs validation images, and there are none")
+        if eval_dataset is None and (args.eval_strategy != "no" or args.eval_on_start):
+            asked = "eval_on_start" if args.eval_on_start else f"eval_strategy={args.eval_strategy.value!r}"
+            raise ConfigError(f"{asked} needs validation images, and there are none")
         if isinstance(train_dataset, FeatureDataset):
             args.dataloader_num_workers, args.dataloader_prefetch_factor = 0, None  # nothing to decode
             args.dataloader_persistent_workers = False
-        super().__init__(
-            model=model,
-            args=args,
-            train_dataset=train_dataset,
-            eval_dataset=eval_dataset,
-            data_collator=others.pop("data_collator", collate),
-            compute_metrics=compute_metrics or accuracy_metric,
-            **others,
-        )
+        try:
+            super().__init__(
+                model=model,
+                args=args,
+                train_dataset=train_dataset,
+                eval_dataset=eval_dataset,
+                data_collator=others.pop("data_collator", collate),
+                compute_metrics=compute_metrics or accuracy_metric,
+                **others,
+            )
+        except (ValueError, ImportError, RuntimeError) as error:  # what transformers and accelerate find unfit
+            raise ConfigError(f"training arguments do not fit: {because(error)}") from error
         self.add_callback(TellEpoch(self))
         self.bar = RunBar()
         if not args.disable_tqdm:
@@ -400,6 +406,7 @@ class PromptTrainer(Trainer):
             "max_grad_norm": args.max_grad_norm,
             "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "float32",
             "metric_for_best": args.metric_for_best,
+            "dataloader_drop_last": args.dataloader_drop_last,
             "seed": args.seed,
             "data_seed": args.data_seed,
         }
