@@ -99,7 +99,8 @@ def test_the_device_reaches_backbone_and_training(duotune, few_steps, tmp_path, 
     from duotune.recipes import running
 
     asked, load = [], backbones.load_backbone
-    monkeypatch.setattr(running, "load_backbone", lambda *a, device: asked.append(device) or load(*a, device=device))
+    asks = lambda name, dtype, device: asked.append(device) or load(name, dtype, device)
+    monkeypatch.setattr(running, "load_backbone", asks)
     argv = ["train", "--method", "coop", *few_steps, "--device", "cpu", "--out", tmp_path / "run"]
     assert duotune(*argv).status == 0 and asked == ["cpu"]
     assert json.loads((tmp_path / "run" / "metrics.json").read_text())["classification"]["coop"]

@@ -157,7 +157,8 @@ def _word_faults(values: dict[str, Any]) -> Iterator[str]:
     }
     for name, allowed in words.items():
         if (value := getattr(values[name], "value", values[name])) not in allowed:
-            yield f"{name} must be one of {', '.join(word for word in allowed if word)}, not {shown(value)}"
+            known = ", ".join(word for word in allowed if word)
+            yield f"training arguments do not fit: {name} must be one of {known}, not {shown(value)}"
 
 
 __all__ = ["OPTIMIZERS", "REFUSED", "WORKS", "range_faults", "refused_faults", "type_faults", "why_refused"]
