@@ -54,6 +54,19 @@ def test_every_error_is_one_printable_line(error):
     assert str(error).isprintable() and len(str(error)) <= MAX_MESSAGE + 5 and "end" in str(error)[-10:]
 
 
+@pytest.mark.parametrize("kind", [DataError, ArtifactError])
+def test_an_error_in_a_worker_says_what_it_said_there(kind):
+    from torch._utils import ExceptionWrapper
+
+    try:
+        raise kind("cannot read the image a.png: broken: really; repair or remove it")
+    except kind:
+        caught = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(kind) as again:
+        caught.reraise()
+    assert str(again.value) == "cannot read the image a.png: broken: really; repair or remove it"
+
+
 def test_reasons_are_one_line():
     assert reading.because(FileNotFoundError(2, "No such file or directory", "x" * 999)) == "No such file or directory"
     assert reading.because(KeyError("a")) == "KeyError: 'a'" and reading.because(EOFError()) == "EOFError"

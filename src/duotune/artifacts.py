@@ -259,7 +259,7 @@ def check_files(folder: str | Path) -> Path:
     """The folder, if the files of an artifact are there; they are not read. Raises ArtifactError."""
     folder = _folder(folder)
     for name in (DESCRIPTION, WEIGHTS):
-        if not (folder / name).is_file():
+        if not os.path.isfile(folder / name):
             raise ArtifactError(f"{folder} has no {name}; expected an artifact folder with {DESCRIPTION} and {WEIGHTS}")
     return folder
 

@@ -25,6 +25,7 @@ from typing import Any
 
 MAX_MESSAGE = 1_000  # characters; what is longer loses its middle
 MAX_SHOWN = 200  # characters of a quoted value
+MAX_WORD = 300  # characters without a blank between them; the path of a file is one
 
 
 def one_line(text: str, limit: int) -> str:
@@ -33,7 +34,7 @@ def one_line(text: str, limit: int) -> str:
     half = limit // 2
     if len(text) > 8 * limit:
         text = f"{text[: 4 * limit]} … {text[-4 * limit :]}"  # what follows need not read gigabytes
-    text = " ".join(text.split())
+    text = " ".join(word if len(word) <= MAX_WORD else f"{word[:200]}…{word[-60:]}" for word in text.split())
     text = "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
     return text if len(text) <= limit else f"{text[: limit - half].rstrip()} … {text[-half:].lstrip()}"
 
@@ -76,7 +77,11 @@ class DuotuneError(Exception):
     """Base of all errors raised on purpose. `str()` of it is one printable line."""
 
     def __str__(self) -> str:
-        return one_line(super().__str__(), MAX_MESSAGE)
+        text = super().__str__()
+        if text.startswith("Caught ") and " in DataLoader worker process" in text[:200]:
+            # torch raises a worker's error again with its traceback as the text: the last line is what it said
+            text = text.rstrip().rpartition("\n")[2].partition(": ")[2] or text
+        return one_line(text, MAX_MESSAGE)
 
 
 class UnknownNameError(DuotuneError, KeyError):
@@ -84,9 +89,13 @@ class UnknownNameError(DuotuneError, KeyError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]):
         self.kind, self.name, self.known = kind, name, sorted(known)
-        near = difflib.get_close_matches(str(name), self.known, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(str(name)[:MAX_SHOWN], self.known, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}{hint} (known: {', '.join(self.known)})")
+        listed = self.known
+        if sum(map(len, listed)) > MAX_SHOWN:  # the nearest, in the order of the table
+            nearest = difflib.get_close_matches(str(name)[:MAX_SHOWN], self.known, n=8, cutoff=0.0)
+            listed = [*(known for known in self.known if known in nearest), f"{len(self.known) - len(nearest)} more"]
+        super().__init__(f"unknown {kind} {shown(name, 80)}{hint} (known: {', '.join(listed)})")
 
     def __str__(self) -> str:  # KeyError would print the repr
         return one_line(self.args[0], MAX_MESSAGE)

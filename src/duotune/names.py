@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 
+from .errors import shown
+
 
 def clean_class_name(name: str) -> str:
     """A class name as prompts read it: underscores become spaces, outer and double spaces go, accents are stored in
@@ -15,7 +17,7 @@ def clean_class_name(name: str) -> str:
 def first_few(names: Sequence[str], limit: int = 5) -> str:
     """The names for a message: at most `limit`, then how many more."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(repr(str(name)) for name in names[:limit]) + more
+    return ", ".join(shown(str(name)) for name in names[:limit]) + more
 
 
 def places(names: Sequence[str], among: Sequence[str]) -> list[int] | None:

@@ -43,6 +43,7 @@ MAX_YAML_VALUES = 100_000  # once aliases are written out
 MAX_NESTING = 64  # lists and objects in each other
 MAX_INTEGER = 2**63 - 1  # what 64 bits hold, and what NumPy and torch calculate with
 MAX_XML_BYTES = 64 * 2**20
+MAX_CLASSES = 100_000  # ImageNet-21k has 21,841
 MAX_MEMBERS = 5_000_000  # files in an archive; ImageNet has 1.3 million
 MAX_MEMBER_BYTES = 512 * 2**20  # one file of an archive, unpacked
 MAX_RATIO, RATIO_FREE_BYTES = 200, 16 * 2**20  # unpacked to packed size of what is larger than the second

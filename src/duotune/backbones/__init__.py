@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import re
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError, DataError, UnknownNameError
+from ..errors import ConfigError, DataError, UnknownNameError, shown
 from ..processes import default_device
 from ..reading import MAX_DESCRIPTION_BYTES, read_json
 from ..registry import Registry
@@ -101,7 +102,7 @@ def _source(name: str) -> str:
     """Where the model lies: a folder, or a Hub id that the Hub can be asked for."""
     if name in EMBEDDED:
         return str(resources.files("duotune") / "assets" / EMBEDDED[name])
-    if Path(name).expanduser().is_dir():
+    if os.path.isdir(Path(name).expanduser()):  # unlike Path's, it raises for no name, however long
         return str(Path(name).expanduser())
     cached = _cached(name)
     if cached is None and difflib.get_close_matches(name, EMBEDDED, n=1, cutoff=0.6) and re.fullmatch(r"[\w.-]+", name):
@@ -111,9 +112,9 @@ def _source(name: str) -> str:
         return name
     if cached is not None:
         return cached
-    where = "a file" if Path(name).is_file() else "not a folder"
+    where = "a file" if os.path.isfile(name) else "not a folder"
     raise DataError(
-        f"no backbone {name!r}: it is {where}, not embedded ({', '.join(sorted(EMBEDDED))}), not in the local Hub "
+        f"no backbone {shown(name)}: it is {where}, not embedded ({', '.join(sorted(EMBEDDED))}), not in the local Hub "
         f"cache, and {why}"
     )
 

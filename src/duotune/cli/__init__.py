@@ -12,7 +12,7 @@ import os
 import sys
 
 from ..endings import Watch, end, watching
-from ..errors import DuotuneError
+from ..errors import MAX_MESSAGE, MAX_SHOWN, DuotuneError, one_line
 from .options import Parser, UsageError, add_options, given
 from .output import print_anything
 
@@ -89,7 +89,7 @@ def _failed(error: Exception, traceback: bool) -> int:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _fail(f"no space left on the disk of {error.filename or 'the output'}; free some", 2, traceback)
         if error.filename is not None and error.strerror:
-            return _fail(f"{error.strerror}: {error.filename}", 2, traceback)
+            return _fail(f"{error.strerror}: {one_line(str(error.filename), MAX_SHOWN)}", 2, traceback)
         return _unexpected(error, traceback)
     except Exception as error:
         return _unexpected(error, traceback)
@@ -117,12 +117,12 @@ def _run(argv: list[str] | None) -> int:
 def _fail(message: str, status: int, traceback: bool) -> int:
     if traceback:
         raise
-    print(f"duotune: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"duotune: error: {one_line(message, 4 * MAX_MESSAGE)}", file=sys.stderr)
     return status
 
 
 def _unexpected(error: Exception, traceback: bool) -> int:
-    reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    reason = f"{type(error).__name__}: {one_line(str(error), MAX_MESSAGE)}" if str(error) else type(error).__name__
     return _fail(f"unexpected {reason} (set DUOTUNE_TRACEBACK=1 to see where)", 1, traceback)
 
 

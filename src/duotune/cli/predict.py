@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Options:
 
 def run(options: Options) -> int:
     check_files(options.artifact)  # before anything heavy is imported
-    if absent := [image for image in options.images if not Path(image).expanduser().exists()]:
+    if absent := [image for image in options.images if not os.path.exists(Path(image).expanduser())]:
         raise DataError(f"no such file or folder: {first_few(absent, 3)}; expected images to look at")
     quiet()
     from ..model import PromptedDetector

@@ -115,7 +115,7 @@ def load_dataset(
             _check_options(text, named.load, options)
             return named.load(root, seed=seed, **options)
     path = Path(text).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, it raises for no name, however long
         if isinstance(name_or_path, str) and path.name == text and not path.suffix:
             from .detection import list_detection_datasets
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..errors import ClassNamesError, ConfigError, DataError
+from .. import reading
+from ..errors import ClassNamesError, ConfigError, DataError, shown
 from ..names import clean_class_name, first_few, same_classes
 
 
@@ -140,16 +141,21 @@ def clean_class_names(names: Iterable[str]) -> tuple[str, ...]:
     Raises ClassNamesError if a name is empty or no valid Unicode, or two names are equal afterwards.
     """
     originals = [str(name) for name in names]
+    if len(originals) > reading.MAX_CLASSES:
+        raise ClassNamesError(f"{len(originals):,} classes are given; the limit is {reading.MAX_CLASSES:,}")
     cleaned = tuple(map(clean_class_name, originals))
     if broken := [name for name in originals if any("\ud800" <= letter <= "\udfff" for letter in name)]:
-        raise ClassNamesError(f"class names must be Unicode, and {broken[0]!r} is not; rename it (folders: in UTF-8)")
+        raise ClassNamesError(
+            f"class names must be Unicode, and {shown(broken[0])} is not; rename it (folders: in UTF-8)"
+        )
     if not all(cleaned):
         raise ClassNamesError(f"class names must not be empty; number {cleaned.index('')} of {len(cleaned)} is")
     if len(set(cleaned)) < len(cleaned):
         meant: dict[str, list[str]] = {}
         for name, original in zip(cleaned, originals):
             meant.setdefault(name, []).append(original)
-        doubled = "; ".join(f"{name!r} from {group}" for name, group in meant.items() if len(group) > 1)
+        groups = [(name, group) for name, group in meant.items() if len(group) > 1]
+        doubled = "; ".join(f"{shown(name, 60)} from {shown(group)}" for name, group in groups[:3])
         raise ClassNamesError(f"class names must be different once '_' reads as a space, but {doubled}; rename one")
     return cleaned
 
@@ -169,11 +175,17 @@ def make_data(
         ClassNamesError: a name is empty or doubled, or a template has not one `{}`.
         DataError: no pictures at all, or a class that has none in any split.
     """
+    if not isinstance(name, str):
+        raise DataError(f"the name of a data set must be a text, not {shown(name, 60)}")
+    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
+        raise ClassNamesError(f"{name}: class names must be a list of texts, not {shown(class_names, 60)}")
+    if isinstance(templates, str) or not isinstance(templates, Iterable):
+        raise ClassNamesError(f"{name}: templates must be a list of texts, not {shown(templates, 60)}")
     names = clean_class_names(class_names)
     templates = tuple(templates)
     for text in (template, *templates):
         if not isinstance(text, str) or text.count("{}") != 1:
-            raise ClassNamesError(f"{name}: a template must contain one '{{}}' for the class name; got {text!r}")
+            raise ClassNamesError(f"{name}: a template must contain one '{{}}' for the class name; got {shown(text)}")
     data = ClassificationData(name, names, tuple(train), tuple(val), tuple(test), template, templates)
     seen = {item.label for items in (data.train, data.val, data.test) for item in items}
     if not seen:

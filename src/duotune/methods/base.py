@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backbones.base import Backbone, Port
-from ..errors import ClassNamesError, ConfigError, DuotuneError, PortError
+from ..errors import ClassNamesError, ConfigError, DuotuneError, PortError, shown
 from ..memory import Memory
 from ..names import clean_class_name, differences, same_classes
 from ..precision import wide
@@ -233,7 +233,7 @@ class Method(nn.Module, abc.ABC):
             )
         for t in [template] if isinstance(template, str) else template:
             if t.count("{}") != 1:
-                raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {t!r}")
+                raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {shown(t)}")
         order = self._order(self.class_names, names) if self.class_names else None
         before = self.class_names, self.template
         self.class_names = names

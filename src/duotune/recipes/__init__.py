@@ -23,7 +23,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, DataError, DuotuneError, UnknownNameError
+from ..errors import ConfigError, DataError, DuotuneError, UnknownNameError, shown
 from ..reading import MAX_YAML_BYTES, parse_yaml, read_text
 from ..settings import misfits
 
@@ -93,7 +93,7 @@ class Recipe:
 
         if self.data and is_detection_data(self.data):
             return "detection"
-        if self.data in list_datasets() or (self.data and Path(self.data).expanduser().exists()):
+        if self.data in list_datasets() or (self.data and os.path.exists(Path(self.data).expanduser())):
             return "classification"
         from ..methods import DETECTION_METHODS, METHODS
 
@@ -118,7 +118,7 @@ class Recipe:
         if self.classes not in CLASSES:
             yield f"classes must be one of {', '.join(CLASSES)}, not {self.classes!r}"
         if self.template is not None and self.template.count("{}") != 1:
-            yield f"template must contain one '{{}}' for the class name, not {self.template!r}"
+            yield f"template must contain one '{{}}' for the class name, not {shown(self.template)}"
         yield from self._method_faults()
 
     def _data_faults(self) -> Iterator[str]:
@@ -126,11 +126,11 @@ class Recipe:
         from ..data.detection import list_detection_datasets, load_detection
 
         if self.kind == "detection":
-            if self.data not in list_detection_datasets() and not Path(self.data).expanduser().exists():
+            if self.data not in list_detection_datasets() and not os.path.exists(Path(self.data).expanduser()):
                 yield from _fault_of(load_detection, self.data)
             if self.classes != "all":
                 yield f"detectors learn all classes; classes must be 'all', not {self.classes!r}"
-        elif self.data not in list_datasets() and not Path(self.data).expanduser().exists():
+        elif self.data not in list_datasets() and not os.path.exists(Path(self.data).expanduser()):
             # of two tables, the one with the nearer name answers
             near = difflib.get_close_matches(self.data, [*list_datasets(), *list_detection_datasets()], n=1, cutoff=0.5)
             other = bool(near) and near[0] not in list_datasets()

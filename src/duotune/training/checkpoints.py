@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..data.images import content_stamp
-from ..errors import ArtifactError
+from ..errors import ArtifactError, one_line
 from ..reading import MAX_DESCRIPTION_BYTES, because, read_json, shown
 from ..writing import remove, write_text
 
@@ -220,10 +220,9 @@ def differences(saved: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
     for key in dict.fromkeys([*ours, *saved]):
         was, now = saved.get(key, _ABSENT), ours.get(key, _ABSENT)
         if key != "config" and was != now:
-            told.append(f"{key} was {_short(was)}, now {_short(now)}")
+            told.append(f"{one_line(str(key), 60)} was {_short(was)}, now {_short(now)}")
     return told
 
 
 def _short(value: Any) -> str:
-    text = "not set" if value is _ABSENT else repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return "not set" if value is _ABSENT else shown(value, 60)

@@ -142,7 +142,7 @@ def is_detection_data(name_or_path: str | Path) -> bool:
     if text in EMBEDDED_DETECTION_TASKS or text in DETECTION_DATASETS:
         return True
     path = Path(text).expanduser()
-    if path.is_dir() or (path.suffix.lower() == ".zip" and path.is_file()):
+    if os.path.isdir(path) or (path.suffix.lower() == ".zip" and os.path.isfile(path)):
         from .formats import format_of
 
         return format_of(path) is not None
@@ -178,7 +178,7 @@ def load_detection(
         _check_options(text, named.load, options)
         return named.load(root, **options)
     path = Path(text).expanduser()
-    if not path.exists():
+    if not os.path.exists(path):
         if isinstance(name_or_path, str) and path.name == text and not path.suffix:
             raise UnknownNameError("detection data set (or folder)", text, list_detection_datasets())
         raise DataError(
