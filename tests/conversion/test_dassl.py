@@ -292,3 +292,16 @@ def test_a_run_on_several_gpus(openai_clip, run):
 def test_bad_settings_are_the_methods_own_errors(openai_clip):
     with pytest.raises(ConfigError, match="position must be one of end, middle, front"):
         import_dassl(DATA / "dassl/coop", openai_clip, CLASS_NAMES, position="back")
+
+
+def test_settings_that_the_files_do_not_hold(openai_clip):
+    more = {"guidance_epochs": 7, "aux_loss_weight": 0.5, "text_lr": 0.01}
+    model = import_dassl(DATA / "dassl/dpt", openai_clip, CLASS_NAMES, EUROSAT, num_candidates=3, **more)
+    assert {**more, "class_aware_from": 2}.items() <= model.method.config.to_dict().items()
+    expected = torch.from_numpy(np.load(DATA / "dassl/dpt/logits.npz")["logits"])
+    assert relative(logits_of(model), expected) < 1e-5
+    import_dassl(DATA / "dassl/dpt", openai_clip, CLASS_NAMES, EUROSAT, num_candidates=3, class_aware_from=2)
+    with pytest.raises(ConfigError, match="class_aware_from is 2 in .*dpt, not 1; leave it out"):
+        import_dassl(DATA / "dassl/dpt", openai_clip, CLASS_NAMES, EUROSAT, class_aware_from=1)
+    with pytest.raises(ConfigError, match="unknown setting of DPTConfig 'guidance'"):
+        import_dassl(DATA / "dassl/dpt", openai_clip, CLASS_NAMES, EUROSAT, guidance=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from duotune.conversion.sdpt import import_sdpt
-from duotune.errors import ArtifactError, PortError
+from duotune.errors import ArtifactError, ConfigError, PortError
 from duotune.models.glip.conversion import official_name
 
 NAMES = ["cat", "red square"]
@@ -63,3 +63,12 @@ def test_files_that_do_not_fit(shared_backbone, tiny_clip, tokens, tmp_path):
         import_sdpt(write(tmp_path, {0: torch.full((1, 5, 64), torch.nan)}), shared_backbone, NAMES)
     with pytest.raises(PortError, match="sdpt needs .*fusion layers"):
         import_sdpt(write(tmp_path, tokens), tiny_clip, NAMES)
+
+
+def test_a_template_and_settings_that_the_file_does_not_hold(shared_backbone, tokens, tmp_path):
+    path = write(tmp_path, tokens)
+    model = import_sdpt(path, shared_backbone, NAMES, template="a {} here", lr=0.5)
+    assert model.method.template == "a {} here" and model.method.config.lr == 0.5
+    assert model.method.caption.text.startswith("a cat here")
+    with pytest.raises(ConfigError, match="visible is 'text_queries' in .*, not 'both'; leave it out"):
+        import_sdpt(path, shared_backbone, NAMES, visible="both")

@@ -45,7 +45,8 @@ def load_backbone(name: str, dtype: str | None = None, device: str | None = None
 
     Args:
         name: an embedded name ("tiny"), a local folder, or a Hub id.
-        dtype: "float32", "bfloat16", "float16"; None: the stored one, float32 on a CPU.
+        dtype: "float32", "bfloat16", "float16"; None: float32 on a CPU, elsewhere the stored one, but bfloat16 for
+            weights stored in float16.
         device: "cpu", "cuda", "cuda:1", ...; None: CUDA if there is one (each process of a `torchrun` its own).
 
     Raises:

@@ -20,10 +20,11 @@ import enum
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..errors import CaptionLengthError, ClassNamesError, ConfigError, DataError
 from ..grounding import Caption, CaptionPrompt, chunk_classes
@@ -140,15 +141,43 @@ class Backbone(nn.Module, abc.ABC):
         name: the Hub id, folder or embedded name it was loaded from.
         ports: the ports this backbone has.
         model: the Hugging Face model, never changed.
+        can_checkpoint: whether it has layers that can be worked out again in the backward pass.
     """
 
     ports: frozenset[Port] = frozenset()
+    can_checkpoint: ClassVar[bool] = False
 
     def __init__(self, name: str, model: nn.Module):
         super().__init__()
         self.name = name
         self.model = model.eval().requires_grad_(False)
         self._fingerprint: str | None = None
+        self._checkpointing = False
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """Whether layers are worked out again in the backward pass instead of keeping what is inside them.
+
+        Gradients are the same; a step takes about a forward pass longer. `PromptTrainingArguments` has it, too.
+
+        Raises:
+            ConfigError: it is set to True, and there is no layer that could be.
+        """
+        return self._checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        if value and not self.can_checkpoint:
+            raise ConfigError(
+                f"nothing of {self.name} can be worked out again in the backward pass; leave out gradient_checkpointing"
+            )
+        self._checkpointing = bool(value)
+
+    def checkpointed(self, layer: Callable[..., Any], *args: Any) -> Any:
+        """`layer(*args)`, worked out again in the backward pass if `gradient_checkpointing` is on."""
+        if self._checkpointing and torch.is_grad_enabled():
+            return checkpoint(layer, *args, use_reentrant=False)
+        return layer(*args)
 
     def train(self, mode: bool = True) -> Backbone:
         """A frozen model stays in eval mode: its dropout must not come alive during training."""
@@ -183,6 +212,21 @@ class Backbone(nn.Module, abc.ABC):
     def held(self) -> contextlib.AbstractContextManager[None]:
         """A block in which what was remembered serves as constants where torch traces; see `Memory.held`."""
         return contextlib.nullcontext()
+
+
+def weights_dtype(asked: torch.dtype | None, stored: torch.dtype, device: torch.device | str) -> torch.dtype:
+    """The precision of frozen weights on a device: the one asked for; else float32 on a CPU, the stored one elsewhere.
+
+    But weights stored in float16 become bfloat16, whose range gradients need, or float32 on a GPU that computes no
+    bfloat16.
+    """
+    kind = torch.device(device).type
+    if asked is not None or kind == "cpu":
+        return asked or torch.float32
+    if stored != torch.float16:
+        return stored
+    emulated = kind == "cuda" and torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] < 8
+    return torch.float32 if emulated else torch.bfloat16
 
 
 class DualEncoder(Backbone):

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ClassNamesError
-from .base import DualEncoder, TextEnds, TextSequence, TextTokens, VisionPrompts
+from .base import DualEncoder, TextEnds, TextSequence, TextTokens, VisionPrompts, weights_dtype
 from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
 from .layers import PackedTexts, text_layer, vision_layer
 
@@ -33,6 +33,7 @@ class ClipBackbone(DualEncoder):
             parts and each part a second time on the way back.
     """
 
+    can_checkpoint = True
     max_text_bytes = 2e9
 
     @classmethod
@@ -120,7 +121,7 @@ class ClipBackbone(DualEncoder):
         rows = torch.cat([shared + positions[: len(shared)], own + positions[packed.positions]])
         layers = tower.encoder.layers
         for i, layer in enumerate(layers):
-            rows = text_layer(layer, rows, packed, last=i == len(layers) - 1)
+            rows = self.checkpointed(text_layer, layer, rows, packed, i == len(layers) - 1)
         return self.model.text_projection(tower.final_layer_norm(rows))
 
     def encode_image(self, pixel_values: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
@@ -132,12 +133,12 @@ class ClipBackbone(DualEncoder):
             if prompts is not None and tokens is not None and prompts.persistent:
                 x = torch.cat([x, tokens.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
                 tokens = None
-            x = vision_layer(layer, x, tokens, last=i == len(layers) - 1)
+            x = self.checkpointed(vision_layer, layer, x, tokens, i == len(layers) - 1)
         return self.model.visual_projection(tower.post_layernorm(x[:, 0]))
 
 
 def load_clip(name: str, source: str | Path, dtype: torch.dtype | None, device: torch.device | str) -> ClipBackbone:
-    """Load a `CLIPModel` folder or Hub id. `dtype` None keeps the stored precision, but float32 on a CPU."""
+    """Load a `CLIPModel` folder or Hub id. `dtype` None: see `weights_dtype`."""
     from transformers import AutoTokenizer, CLIPModel
     from transformers.image_processing_base import ImageProcessingMixin
 
@@ -158,6 +159,4 @@ def load_clip(name: str, source: str | Path, dtype: torch.dtype | None, device: 
             1.0,
         )
         backbone = ClipBackbone(name, model, tokenizer, mean, std)
-    if dtype is None and torch.device(device).type == "cpu":
-        dtype = torch.float32
-    return backbone.to(device=device, dtype=dtype)
+    return backbone.to(device=device, dtype=weights_dtype(dtype, model.dtype, device))

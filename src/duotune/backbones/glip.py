@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..grounding import Caption, CaptionPrompt, build_caption
-from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, WindowTokens
+from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, WindowTokens, weights_dtype
 from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
 
 LINEAR_PROBE = ("bbox_pred.", "centerness.", "dot_product_projection_text.", "log_scale", "bias_lang", "bias0")
@@ -26,6 +26,8 @@ class GlipBackbone(Detector):
         model: the `GlipForObjectDetection`; frozen and put into eval mode here.
         processor: its `GlipProcessor`.
     """
+
+    can_checkpoint = True
 
     def __init__(self, name: str, model, processor):
         super().__init__(name, model)
@@ -43,7 +45,7 @@ class GlipBackbone(Detector):
     def load(cls, name: str, source: str | Path, dtype: torch.dtype | None, device: torch.device | str) -> GlipBackbone:
         """Load a folder or Hub id that `GlipForObjectDetection` and `GlipProcessor` wrote.
 
-        `dtype` None keeps the stored precision, but float32 on a CPU. Raises DataError.
+        `dtype` None: see `weights_dtype`. Raises DataError.
         """
         from ..models.glip import GlipForObjectDetection, GlipProcessor
 
@@ -56,9 +58,16 @@ class GlipBackbone(Detector):
             check_side(name, short_side=processor.short_side, long_side=processor.long_side)
             check_normalisation(name, processor.pixel_mean, processor.pixel_std, 255.0)
             backbone = cls(name, model, processor)
-        if dtype is None and torch.device(device).type == "cpu":
-            dtype = torch.float32
-        return backbone.to(device=device, dtype=dtype)
+        return backbone.to(device=device, dtype=weights_dtype(dtype, model.dtype, device))
+
+    @property
+    def gradient_checkpointing(self) -> bool:
+        """As `Backbone.gradient_checkpointing`, of the fusion tower's blocks; the model's own switch is the same."""
+        return self.model.model.tower.gradient_checkpointing
+
+    @gradient_checkpointing.setter
+    def gradient_checkpointing(self, value: bool) -> None:
+        self.model.model.tower.gradient_checkpointing = bool(value)
 
     # ------------------------------------------------------------------ what goes in
 
@@ -142,6 +151,7 @@ class GlipBackbone(Detector):
     ) -> DetectorOutput:
         text = {k: v.to(self.device) for k, v in self.processor.tokenize([c.text for c in captions]).items()}
         labels = None if labels is None else [glip_labels(label) for label in labels]
+        model.model.tower.gradient_checkpointing = self.gradient_checkpointing
         out = model(pixel_values, **text, labels=labels)
         return DetectorOutput(out.logits, out.text_mask, out, out.losses)
 

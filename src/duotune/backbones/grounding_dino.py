@@ -35,7 +35,7 @@ from ..models.grounding_dino import (
 from ..models.grounding_dino.image import is_swin
 from ..models.grounding_dino.losses import corners
 from ..models.grounding_dino.text import DELIMITERS
-from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, Port, WindowTokens
+from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, Port, WindowTokens, weights_dtype
 from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
 
 MAX_DETECTIONS = 300
@@ -53,12 +53,10 @@ class GroundingDinoBackbone(Detector):
         model: frozen and put into eval mode here.
         tokenizer: a fast BERT tokenizer.
         pictures: how pictures become pixels.
-
-    Attributes:
-        gradient_checkpointing: recompute an encoder layer in the backward pass instead of keeping its inner tensors.
     """
 
     caption_style = "sentences"
+    can_checkpoint = True
 
     def __init__(self, name: str, model: nn.Module, tokenizer, pictures: Pictures | None = None):
         super().__init__(name, model)
@@ -73,7 +71,6 @@ class GroundingDinoBackbone(Detector):
         self.num_fusion_layers = len(core.encoder.layers)
         self.visual_width = self.text_width = config.d_model
         self.fusion_width = core.encoder.layers[0].fusion_layer.attn.embed_dim
-        self.gradient_checkpointing = False
         self.weights = LossWeights(
             token_cost=config.class_cost,
             box_cost=config.bbox_cost,
@@ -91,7 +88,7 @@ class GroundingDinoBackbone(Detector):
     ) -> GroundingDinoBackbone:
         """Load a folder or Hub id in transformers' format.
 
-        `dtype` None keeps the stored precision, but float32 on a CPU. Raises DataError.
+        `dtype` None: see `weights_dtype`. Raises DataError.
         """
         from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
@@ -107,9 +104,7 @@ class GroundingDinoBackbone(Detector):
             check_side(name, short_side=pictures.short_side, long_side=pictures.long_side)
             check_normalisation(name, pictures.mean, pictures.std, 1.0)
             backbone = cls(name, model, tokenizer, pictures)
-        if dtype is None and torch.device(device).type == "cpu":
-            dtype = torch.float32
-        return backbone.to(device=device, dtype=dtype)
+        return backbone.to(device=device, dtype=weights_dtype(dtype, model.dtype, device))
 
     # ------------------------------------------------------------------ what goes in
 

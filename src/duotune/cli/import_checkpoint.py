@@ -9,6 +9,7 @@ Files are read without executing code from them.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ..artifacts import DESCRIPTION, artifact_bytes
 from ..data.layout import plain_name
 from ..errors import ArtifactError, ConfigError, DataError
 from ..reading import MAX_DESCRIPTION_BYTES, read_text
+from ..recipes import parse_assignments
 from .options import option, quiet
 from .output import size
 
@@ -34,12 +36,19 @@ class Options:
     classes: str = option(help="text file with one class name per line, in the run's order", metavar="FILE")
     out: str = option(help="folder of the artifact to write", metavar="FOLDER")
     device: str | None = option(None, help="cpu, cuda, ...; CUDA if there is one", metavar="NAME")
-    template: str | None = option(None, help="the run's template with one {}; VPT and DPT need it", metavar="TEXT")
+    template: str | None = option(
+        None,
+        help="the run's template with one {}; VPT and DPT need it; sdpt: how a class reads in the caption",
+        metavar="TEXT",
+    )
     epoch: str | None = option(None, help='epochs after which it was saved, or "best"; the last if left out')
     position: str | None = option(
         None, help="where the class name stands; as log.txt says if left out", choices=("end", "middle", "front")
     )
     num_candidates: int | None = option(None, help="DPT's candidates per image; as log.txt says if left out")
+    set: list[str] = option(
+        [], help="a setting of the method that the files do not hold, may be repeated", metavar="NAME=VALUE"
+    )
     check_backbone: bool = option(True, help="sdpt: the file's other weights must be those of the backbone")
 
 
@@ -49,7 +58,7 @@ def kind_and_path(options: Options) -> tuple[str, str]:
     if len(options.source) > 2 or (kind is not None and kind not in KINDS):
         raise ConfigError(f"expected a path, or one of {', '.join(KINDS)} and a path; got {' '.join(options.source)}")
     kind = kind or ("sdpt" if Path(path).is_file() else "dassl")
-    of_dassl = [name for name in ("template", "epoch", "position", "num_candidates") if getattr(options, name)]
+    of_dassl = [name for name in ("epoch", "position", "num_candidates") if getattr(options, name)]
     if kind == "sdpt" and of_dassl:
         raise ConfigError(f"--{of_dassl[0].replace('_', '-')} is of dassl; {path} is imported as sdpt")
     if kind == "dassl" and not options.check_backbone:
@@ -69,10 +78,17 @@ def run(options: Options) -> int:
 
     if options.device:
         check_device(options.device)
+    settings, wrong = parse_assignments(options.set, "--set")
+    own = inspect.signature(import_sdpt if kind == "sdpt" else import_dassl).parameters
+    wrong += [f"--set {name}: this is no setting that the files leave open" for name in settings if name in own]
+    if wrong:
+        raise ConfigError(*wrong)
     epoch = int(options.epoch) if options.epoch and options.epoch.isdecimal() else options.epoch
     with claimed(options.out) as out:
         if kind == "sdpt":
-            model = import_sdpt(path, options.backbone, names, options.check_backbone, device=options.device)
+            model = import_sdpt(
+                path, options.backbone, names, options.check_backbone, options.device, options.template, **settings
+            )
         else:
             model = import_dassl(
                 path,
@@ -83,6 +99,7 @@ def run(options: Options) -> int:
                 position=options.position,
                 num_candidates=options.num_candidates,
                 device=options.device,
+                **settings,
             )
         model.save(out)
     print(f"wrote {out}: {model.method_name}, {len(names)} classes, {size(artifact_bytes(out))}")

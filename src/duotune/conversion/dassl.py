@@ -35,6 +35,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +46,7 @@ from ..errors import ArtifactError, ConfigError
 from ..methods import METHODS
 from ..model import PromptedModel, attach
 from ..reading import check_file
-from .reading import read_archive, state_dict_of, understood
+from .reading import check_settings, read_archive, state_dict_of, understood
 
 TEXT, VISUAL, CLASS_AWARE = (
     "prompt_learner",
@@ -123,6 +124,7 @@ def import_dassl(
     num_candidates: int | None = None,
     check_names: bool = True,
     device: str | None = None,
+    **settings: Any,
 ) -> PromptedModel:
     """Read a checkpoint folder of the authors' code of CoOp, VPT, VLP or DPT.
 
@@ -137,6 +139,8 @@ def import_dassl(
         num_candidates: DPT's Q; None: as `log.txt` says, else 10.
         check_names: compare the names with the token embeddings that the file holds.
         device: of a backbone given by its name.
+        settings: further fields of the method's config, such as DPT's guidance_epochs and aux_loss_weight, which matter
+            if training goes on and are not in the files.
 
     Returns:
         A PromptedModel in eval mode, ready for `save`.
@@ -157,7 +161,9 @@ def import_dassl(
         backbone = load_backbone(backbone, device=device)
     METHODS.get(found.method).check_ports(found.method, backbone)
     with understood(found.folder):
-        settings = _settings(found, backbone)
+        known = _settings(found, backbone)
+    check_settings(settings, known, found.folder)
+    settings = {**settings, **known}
     if found.text:
         settings["position"] = position or found.log.get("position", "end")
     if found.method == "dpt":

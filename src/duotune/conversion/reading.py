@@ -30,7 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ArtifactError, DuotuneError, because
+from ..errors import ArtifactError, ConfigError, DuotuneError, because
 from ..reading import MAX_DESCRIPTION_BYTES, MAX_WEIGHT_BYTES, Archive, check_file
 
 _STORAGES = {
@@ -135,6 +135,16 @@ def _check_memo(code: bytes) -> None:
             most = max(most, argument)
     if most > len(code):
         raise pickle.UnpicklingError(f"a pickle of {len(code)} bytes numbers an object {most}")
+
+
+def check_settings(given: Mapping[str, Any], known: Mapping[str, Any], source: str | Path) -> None:
+    """Raises ConfigError with every given setting that a checkpoint itself says otherwise."""
+    if faults := [
+        f"{name} is {known[name]!r} in {source}, not {value!r}; leave it out"
+        for name, value in given.items()
+        if name in known and value != known[name]
+    ]:
+        raise ConfigError(*faults)
 
 
 def read_archive(path: str | Path) -> Any:

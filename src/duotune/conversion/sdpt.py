@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from ..backbones.base import Backbone
 from ..errors import ArtifactError
 from ..model import PromptedModel, attach
 from ..models.glip.conversion import our_name
-from .reading import is_plain, read_archive, understood
+from .reading import check_settings, is_plain, read_archive, understood
 
 _TOKENS = re.compile(r"rpn\.head\.dyhead_tower\.(\d+)\.b_attn\.attn\.cpt_input")
 _IGNORED = ".b_attn.attn.cpt_maskpad"
@@ -35,6 +36,8 @@ def import_sdpt(
     class_names: Sequence[str],
     check_backbone: bool = True,
     device: str | None = None,
+    template: str | Sequence[str] | None = None,
+    **settings: Any,
 ) -> PromptedModel:
     """Read the prototype tokens of a checkpoint (.pth) of the authors' code.
 
@@ -43,6 +46,8 @@ def import_sdpt(
         class_names: what to find; the file does not know.
         check_backbone: compare the other weights in the file, if there are any, with the backbone's.
         device: of a backbone given by its name.
+        template: how a class reads in the caption, as in `attach`.
+        settings: further fields of `SDPTConfig`, such as lr, which matter if training goes on.
 
     Returns:
         A PromptedModel in eval mode, ready for `save`.
@@ -71,8 +76,9 @@ def import_sdpt(
             f"{path} holds tokens of width {width} for fusion layers {sorted(found)}; {backbone.name} has width {own} "
             f"and layers 0 to {last}: import them onto the GLIP they were learnt on"
         )
-    settings = {"num_prototype_tokens": count, "layers": sorted(found), "visible": "text_queries"}
-    model = attach(backbone, "sdpt", class_names, config=settings)
+    known = {"num_prototype_tokens": count, "layers": sorted(found), "visible": "text_queries"}
+    check_settings(settings, known, path)
+    model = attach(backbone, "sdpt", class_names, template, config={**settings, **known})
     if check_backbone:
         with understood(path):
             _compare(state, backbone, path)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,13 @@ class InverseProjection(nn.Module):
         bias = torch.zeros(len(weight), device=weight.device) if bias is None else bias.detach()
         self.register_buffer("inverse", transposed_pseudo_inverse(weight).to(keep), persistent=False)
         self.register_buffer("bias", bias.to(keep, copy=True), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> InverseProjection:
+        kept = self.inverse, self.bias
+        super()._apply(fn, *args, **kwargs)
+        if torch.promote_types(self.inverse.dtype, kept[0].dtype) != self.inverse.dtype:  # a cast would lose bits
+            self.inverse, self.bias = (old.to(new.device) for old, new in zip(kept, (self.inverse, self.bias)))
+        return self
 
     def forward(self, prototypes: Tensor) -> Tensor:
         """(..., e) -> (..., d), never in less than the precision of the inverse."""

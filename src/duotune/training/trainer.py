@@ -30,6 +30,7 @@ from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalPrediction, TrainOutput
 
 from .. import artifacts
+from ..backbones.base import Backbone
 from ..data.base import ClassificationData, ImageItem, in_order_of
 from ..data.sampling import check_every_class, spread
 from ..data.torch_dataset import ImageDataset, check_images
@@ -45,6 +46,7 @@ from .cache import FeatureCache
 from .callbacks import RunBar, TellEpoch
 from .checkpoints import items_identity, last_checkpoint
 from .features import FeatureDataset, PixelsAndFeatures, collate, evaluation_transform, frozen_features, train_transform
+from .loss_scale import LossScale
 from .order import EpochSampler
 from .resuming import load_optimizer, read_state
 from .schedule import epoch_schedule, learning_rate, optimizer_groups
@@ -103,8 +105,15 @@ class PromptTrainer(Trainer):
             raise ConfigError("PromptTrainer trains on data (ClassificationData) or on a train_dataset; give one")
         args = copy.copy(args)
         args.train_on(model.backbone.device)
+        # transformers would look for its own switch on the model, whose name changes between its releases
+        self._checkpointing = bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", None))
+        args.gradient_checkpointing = args.activation_checkpointing = False
+        if self._checkpointing:
+            with self._recomputing(model.backbone):
+                pass  # tells before anything is done that it cannot
         if args.data_seed is None:
             args.data_seed = args.seed
+        self._scale: LossScale | None = None
         self.broken: dict[str, str] = {}
         self.drawn = {"num_shots": args.num_shots, "shots_seed": args.shots_seed} if args.num_shots else {}
         self.cache = FeatureCache(args.cache_dir, int(args.cache_gb * 1e9)) if args.cache_dir else None
@@ -260,7 +269,8 @@ class PromptTrainer(Trainer):
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         outputs = model(**inputs, progress=self.progress)
-        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+        loss = outputs["loss"] if self._scale is None else self._scale(outputs["loss"])
+        return (loss, outputs) if return_outputs else loss
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         told = self.model.method.tells  # predictions are logits; what a method tells beside them would join them
@@ -309,7 +319,8 @@ class PromptTrainer(Trainer):
                     f"no complete checkpoint in {self.args.output_dir} to resume from; train without it"
                 )
         try:
-            return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **others)
+            with self._recomputing(self.model.backbone), self._scaling():
+                return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **others)
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 where = f"of {error.filename}" if error.filename else "that is written to"
@@ -323,6 +334,29 @@ class PromptTrainer(Trainer):
             self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
             self.model_wrapped = self.model
             self.model.eval()
+
+    @contextlib.contextmanager
+    def _recomputing(self, backbone: Backbone) -> Iterator[None]:
+        """`gradient_checkpointing` as the arguments have it; afterwards as the backbone had it."""
+        before = backbone.gradient_checkpointing
+        backbone.gradient_checkpointing = before or self._checkpointing
+        try:
+            yield
+        finally:
+            backbone.gradient_checkpointing = before
+
+    @contextlib.contextmanager
+    def _scaling(self) -> Iterator[None]:
+        """Gradients that float16 weights can carry; with `fp16`, accelerate sees to that."""
+        half = next(self.model.backbone.model.parameters()).dtype == torch.float16
+        if half and not self.args.fp16:
+            self._scale = LossScale(self.model.method.parameters())
+        try:
+            yield
+        finally:
+            if self._scale is not None:
+                self._scale.remove()
+            self._scale = None
 
     def remarks(self) -> list[str]:
         """A sentence for everything that is allowed and probably not meant, given how long training is."""

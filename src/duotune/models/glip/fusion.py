@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from ...tracing import traced
 from .dynamic_conv import DynamicConv
@@ -280,6 +282,10 @@ class FusionTower(nn.Module):
         gradient_checkpointing: recompute a block in the backward pass instead of keeping its inner tensors. Also
             works in eval mode, because prompts are learned while the model stays there.
     """
+
+    _gradient_checkpointing_func = staticmethod(
+        partial(checkpoint, use_reentrant=False)
+    )  # transformers may set another
 
     def __init__(self, blocks: list[FusionBlock]):
         super().__init__()

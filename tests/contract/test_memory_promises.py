@@ -1,0 +1,154 @@
+"""What is remembered is worked out once, and never served when what it was made of has changed."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from subjects import NAMES, inputs, labels
+from torch import nn
+
+from closeness import close
+from duotune import Predictor, attach
+from duotune.memory import Memory
+
+
+def predict(model) -> torch.Tensor:
+    with torch.no_grad():
+        return model(**inputs(model.backbone))["logits"]
+
+
+def forgetful(model) -> torch.Tensor:
+    """What a model that remembers nothing says."""
+    model.method._memory.clear()
+    if hasattr(model.backbone, "_texts"):
+        model.backbone._texts.clear()
+    return predict(model)
+
+
+def learnt(model) -> nn.Parameter:
+    return max((p for p in model.method.parameters() if p.requires_grad), key=lambda p: p.numel())
+
+
+def add_in_place(model):
+    with torch.no_grad():
+        learnt(model).add_(0.3)
+
+
+def add_to_data(model):
+    learnt(model).data.add_(0.3)
+
+
+def other_data(model):
+    learnt(model).data = learnt(model).data * -1.5
+
+
+def in_inference_mode(model):
+    with torch.inference_mode():
+        learnt(model).mul_(-1.5)
+
+
+def load_state(model):
+    model.method.load_state_dict({k: v * 1.5 for k, v in model.method.state_dict().items() if v.is_floating_point()})
+
+
+def a_step(model):
+    model.train()
+    optimiser = torch.optim.SGD([p for p in model.method.parameters() if p.requires_grad], lr=0.5)
+    model(**inputs(model.backbone), labels=labels(model.backbone))["loss"].backward()
+    optimiser.step()
+    model.eval()
+
+
+def to_double(model):
+    model.double()
+
+
+CHANGES = [add_in_place, add_to_data, other_data, in_inference_mode, load_state, a_step, to_double]
+
+
+@pytest.fixture(scope="module")
+def own(backbones, case):
+    """The case's model on a backbone of its own, which a test may cast; its first state."""
+    model = attach(copy.deepcopy(backbones[case.folder]), case.method, NAMES).eval()
+    return model, copy.deepcopy(model.method.state_dict())
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_a_change_is_seen(own, change):
+    model, state = own
+    if not model.num_trainable_parameters() and change is not to_double:
+        pytest.skip("learns nothing")
+    before = predict(model)
+    predict(model)
+    change(model)
+    after = predict(model)
+    assert close(after, forgetful(model))
+    if change is not to_double:
+        assert not close(after, before)
+    model.float()
+    model.method.load_state_dict(state)
+    assert close(predict(model), before)
+
+
+def test_copies_remember_nothing_of_each_other(own):
+    model, _ = own
+    if not model.num_trainable_parameters():
+        pytest.skip("learns nothing")
+    before = predict(model)
+    other = copy.deepcopy(model)
+    add_in_place(other)
+    assert not close(predict(other), before) and close(predict(other), forgetful(other))
+    assert close(predict(model), before)
+
+
+@pytest.mark.parametrize("method", ["coop", "vlp", "dpt"])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+def test_a_predictor_encodes_texts_once(tiny_clip, picture_data, monkeypatch, method, training):
+    model = attach(tiny_clip, method, picture_data.class_names).train(training)
+    calls, original = [], type(model.method.text).features
+    monkeypatch.setattr(type(model.method.text), "features", lambda *a: calls.append(1) or original(*a))
+    predictor = Predictor(model)
+    paths = [item.path for item in picture_data.test[::2]]
+    found = predictor.classify(paths, batch_size=2)
+    assert len(found) == 10 and len(calls) == 1 and model.training == training
+    if not training:
+        predictor.classify(paths[:2])
+        assert len(calls) == 1
+    model.set_classes([f"a {name}" for name in picture_data.class_names])
+    predictor.classify(paths[:2])
+    assert len(calls) == 2
+
+
+def test_inverse_projections_do_not_stay_behind_on_another_device(backbones):
+    model = attach(copy.deepcopy(backbones["glip"]), "sdpt", NAMES).eval()
+    predict(model)
+    assert len(model.method._memory) == 2 * model.backbone.num_fusion_layers
+    model.to("meta")
+    with torch.no_grad():
+        tokens = model.method.tokens(0, torch.empty(1, 2, 32, device="meta"), torch.empty(1, 2, 32, device="meta"))
+    assert tokens.visual.is_meta and tokens.text.is_meta
+    # a cast to half precision leaves them as they were made: they are what all tokens go through
+    half = attach(copy.deepcopy(backbones["glip"]), "sdpt", NAMES).to(torch.bfloat16)
+    assert {b.dtype for b in half.method.buffers()} == {torch.float32}
+
+
+def test_a_memory_alone():
+    frozen, weight, calls = torch.ones(2), nn.Parameter(torch.ones(2)), []
+    memory = Memory(limit=2)
+    compute = lambda name: calls.append(name) or (frozen + weight).detach()
+    get = lambda name="a": memory.get(name, lambda: compute(name), [frozen], [weight])
+    assert get() is get() and calls == ["a"]
+    get("b"), get("c")
+    assert "a" not in memory and "c" in memory and len(memory) == 2  # the oldest goes
+    frozen.add_(1)
+    assert torch.equal(get("c"), torch.full((2,), 3.0)) and len(memory) == 1
+    plain = get("c")
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = get("c")
+        assert inside is not plain and get("c") is inside
+    assert get("c") is plain
+    for other in (copy.copy(memory), copy.deepcopy(memory), pickle.loads(pickle.dumps(memory))):
+        assert len(other) == 0 and other.limit == 2
