@@ -358,7 +358,9 @@ def test_sdpts_checkpoint_becomes_an_artifact(duotune, official, glip, tmp_path)
     assert info["config"]["visible"] == "text_queries" and info["config"]["num_prototype_tokens"] == 4
     for words, says in (
         (["clip", official], "expected a path, or one of dassl, sdpt"),
-        (["sdpt", official, "--template", "a {}."], "--template is of dassl"),
+        (["sdpt", official, "--position", "end"], "--position is of dassl"),
+        (["sdpt", official, "--set", "visible=both"], "visible is 'text_queries' in"),
+        (["sdpt", official, "--set", "device=cpu"], "--set device: this is no setting that the files leave open"),
         (["dassl", tmp_path, "--no-check-backbone"], "--no-check-backbone is of sdpt"),
     ):
         assert says in duotune("import", *words, *what, "--out", tmp_path / "c").error

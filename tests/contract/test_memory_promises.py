@@ -7,7 +7,7 @@ import pickle
 
 import pytest
 import torch
-from subjects import NAMES, inputs, labels
+from subjects import CASES, NAMES, inputs, labels
 from torch import nn
 
 from closeness import close
@@ -29,16 +29,22 @@ def forgetful(model) -> torch.Tensor:
 
 
 def learnt(model) -> nn.Parameter:
-    return max((p for p in model.method.parameters() if p.requires_grad), key=lambda p: p.numel())
+    """What the remembered values are made of."""
+    method = model.method
+    return method.prototypes.tokens if hasattr(method, "prototypes") else method.text.context.tokens
+
+
+def noise(model) -> torch.Tensor:
+    return 0.5 * torch.randn(learnt(model).shape, generator=torch.Generator().manual_seed(5))
 
 
 def add_in_place(model):
     with torch.no_grad():
-        learnt(model).add_(0.3)
+        learnt(model).add_(noise(model))
 
 
 def add_to_data(model):
-    learnt(model).data.add_(0.3)
+    learnt(model).data.add_(noise(model))
 
 
 def other_data(model):
@@ -63,15 +69,17 @@ def a_step(model):
 
 
 def to_double(model):
-    model.double()
+    model.backbone.double()
 
 
+REMEMBERING = [case for case in CASES if case.kind.__name__ in ("CoOp", "VLP", "DPT", "SDPT")]
 CHANGES = [add_in_place, add_to_data, other_data, in_inference_mode, load_state, a_step, to_double]
 
 
-@pytest.fixture(scope="module")
-def own(backbones, case):
-    """The case's model on a backbone of its own, which a test may cast; its first state."""
+@pytest.fixture(params=REMEMBERING, ids=str, scope="module")
+def own(backbones, request):
+    """A model on a backbone of its own, which a test may cast; its first state."""
+    case = request.param
     model = attach(copy.deepcopy(backbones[case.folder]), case.method, NAMES).eval()
     return model, copy.deepcopy(model.method.state_dict())
 
@@ -79,12 +87,14 @@ def own(backbones, case):
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_change_is_seen(own, change):
     model, state = own
-    if not model.num_trainable_parameters() and change is not to_double:
-        pytest.skip("learns nothing")
     before = predict(model)
-    predict(model)
+    remembered = set(map(id, kept := list(model.method._memory._values.values())))
+    assert kept and close(predict(model), before)
+    assert {id(value) for value in model.method._memory._values.values()} == remembered
     change(model)
     after = predict(model)
+    if change is not to_double or model.method_name != "sdpt":  # prototypes do not depend on the backbone's precision
+        assert not remembered & {id(value) for value in model.method._memory._values.values()}
     assert close(after, forgetful(model))
     if change is not to_double:
         assert not close(after, before)
@@ -93,10 +103,16 @@ def test_a_change_is_seen(own, change):
     assert close(predict(model), before)
 
 
+def test_these_are_all_that_remember(backbones, case):
+    model = attach(backbones[case.folder], case.method, NAMES).eval()
+    predict(model)
+    assert bool(len(model.method._memory)) == (case in REMEMBERING)
+    predict(model.train())
+    assert not len(model.method._memory)
+
+
 def test_copies_remember_nothing_of_each_other(own):
     model, _ = own
-    if not model.num_trainable_parameters():
-        pytest.skip("learns nothing")
     before = predict(model)
     other = copy.deepcopy(model)
     add_in_place(other)
@@ -128,8 +144,7 @@ def test_inverse_projections_do_not_stay_behind_on_another_device(backbones):
     assert len(model.method._memory) == 2 * model.backbone.num_fusion_layers
     model.to("meta")
     with torch.no_grad():
-        tokens = model.method.tokens(0, torch.empty(1, 2, 32, device="meta"), torch.empty(1, 2, 32, device="meta"))
-    assert tokens.visual.is_meta and tokens.text.is_meta
+        assert model.method.remember("visual 0", lambda: "worked out there") == "worked out there"
     # a cast to half precision leaves them as they were made: they are what all tokens go through
     half = attach(copy.deepcopy(backbones["glip"]), "sdpt", NAMES).to(torch.bfloat16)
     assert {b.dtype for b in half.method.buffers()} == {torch.float32}

@@ -49,8 +49,8 @@ class PromptTrainingArguments(TrainingArguments):
         num_shots: images per class to draw from `data` with `shots_seed`; 0: train on all of `data.train`.
         shots_seed: of the few-shot draw; apart from `seed`, so that the same shots can be trained on twice.
         max_broken_share: images that cannot be read are named and skipped up to this share (0..1), then an error.
-        gradient_checkpointing: transformers' own name: work out the backbone's layers again in the backward pass instead
-            of keeping what is inside them; on every backbone.
+        gradient_checkpointing (transformers' own): work out the backbone's layers again in the backward pass instead of
+            keeping what is inside them; on every backbone.
         metric_for_best: None: keep the last epoch. "accuracy" or "loss": evaluate on the validation images every
             epoch and end with the best one.
     """

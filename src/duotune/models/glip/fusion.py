@@ -283,9 +283,8 @@ class FusionTower(nn.Module):
             works in eval mode, because prompts are learned while the model stays there.
     """
 
-    _gradient_checkpointing_func = staticmethod(
-        partial(checkpoint, use_reentrant=False)
-    )  # transformers may set another
+    # what transformers' own switch sets
+    _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))
 
     def __init__(self, blocks: list[FusionBlock]):
         super().__init__()
