@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -84,9 +83,9 @@ class InverseProjection(nn.Module):
         self.register_buffer("inverse", transposed_pseudo_inverse(weight).to(keep), persistent=False)
         self.register_buffer("bias", bias.to(keep, copy=True), persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> InverseProjection:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> InverseProjection:
         kept = self.inverse, self.bias
-        super()._apply(fn, *args, **kwargs)
+        super()._apply(fn, recurse)
         if torch.promote_types(self.inverse.dtype, kept[0].dtype) != self.inverse.dtype:  # a cast would lose bits
             self.inverse, self.bias = (old.to(new.device) for old, new in zip(kept, (self.inverse, self.bias)))
         return self
