@@ -142,6 +142,21 @@ def test_data_without_splits(tmp_path, pictures, labels):
     assert sorted(divided) == ["a.jpg", "b.jpg", "c.jpg"]
 
 
+def test_links_that_lead_back_show_no_picture_twice(tmp_path):
+    write(tmp_path, "images/train", "labels/train", "ab")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
+    (tmp_path / "images/train/again").symlink_to(tmp_path / "images")
+    (tmp_path / "images/train/more").symlink_to(tmp_path / "images/train")
+    check(load_detection(tmp_path), train="ab")
+
+
+def test_a_list_of_pictures_below_a_folder_that_is_not_there(tmp_path):
+    write(tmp_path, "obj_train_data", "obj_train_data", "ab")
+    (tmp_path / "train.txt").write_text("data/obj_train_data/a.jpg\ndata/obj_train_data/b.jpg\n")
+    (tmp_path / "data.yaml").write_text("train: train.txt\nnames: {0: cat, 1: dog}\n")
+    check(load_detection(tmp_path), train="ab")
+
+
 def test_encodings_and_line_ends(tmp_path):
     write(tmp_path / "data", "images/train", "labels/train", "a", {"a": "x"})
     (tmp_path / "data" / "labels/train/a.txt").write_bytes(b"\xef\xbb\xbf" + LINES["a"].replace("\n", "\r\n").encode())

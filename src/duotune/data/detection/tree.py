@@ -90,15 +90,16 @@ class Tree:
             self._listed[real] = folders, files
         return self._listed[real]
 
-    def walk(self, folder: str = "") -> Iterator[str]:
-        """Every file below a folder, in order of the names; links to folders are followed, but not for ever."""
-        if folder.count("/") > MAX_DEPTH:
+    def walk(self, folder: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
+        """Every file below a folder, in order of the names; links to folders are followed, but not to those `above`."""
+        real = folder if self.is_archive else os.path.realpath(self.path / self._real(folder))
+        if real in above or len(above) > MAX_DEPTH:
             return
         folders, files = self.listing(folder)
         prefix = f"{folder}/" if folder else ""
         yield from (prefix + name for name in files)
         for name in folders:
-            yield from self.walk(prefix + name)
+            yield from self.walk(prefix + name, above | {real})
 
     def pictures(self, folder: str = "") -> list[str]:
         """Every picture below a folder, by extension."""

@@ -240,7 +240,7 @@ def _from_yaml(tree: Tree, file: str) -> YoloLayout:
                 continue
             raise DataError(f"{where}: no folder {shown(absent[split][0], 80)} of its {split} pictures; {EXPECTED}")
         splits[split] = sorted({picture for place in places for picture in _pictures(tree, place or "", missing)})
-    if not any(splits.values()):
+    if not any(splits.values()) and not missing:
         raise DataError(f"{where} names no folder that holds pictures; {EXPECTED}")
     return YoloLayout(tree, names, splits, content.get("kpt_shape") is not None, missing)
 
@@ -308,6 +308,8 @@ def _pictures(tree: Tree, place: str, missing: list[str]) -> list[str]:
     found = []
     for line in filter(None, map(str.strip, lines)):
         picture = tree.find(line, above, strict=False)
+        if picture is None:  # as CVAT writes it, below a folder that is not there
+            picture = tree.find(line.replace("\\", "/").partition("/")[2] or line, above, strict=False)
         (found if picture else missing).append(picture or line)
     return [name for name in found if is_image_name(name)]
 
