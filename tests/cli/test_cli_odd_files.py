@@ -47,6 +47,14 @@ def test_one_broken_image_among_named_ones_costs_no_other(duotune, trained, few)
     assert [row["error"] is None for row in rows] == [True, False, True] and "b.jpg" in rows[1]["error"]
 
 
+def test_a_link_that_leads_nowhere_costs_no_other(duotune, trained, few):
+    (few / "b.jpg").unlink()
+    (few / "b.png").symlink_to("nowhere")
+    ran = duotune("predict", trained("coop"), *sorted(few.iterdir()))
+    assert "1 of 3 images cannot be read" in ran.error and "b.png: no such file" in ran.error
+    assert len(ran.out.splitlines()) == 4
+
+
 def test_an_empty_folder_costs_no_other(duotune, trained, few, tmp_path):
     (few / "b.jpg").unlink()
     (tmp_path / "empty").mkdir()

@@ -43,7 +43,7 @@ class Options:
 
 def run(options: Options) -> int:
     check_files(options.artifact)  # before anything heavy is imported
-    if absent := [image for image in options.images if not os.path.exists(Path(image).expanduser())]:
+    if absent := [image for image in options.images if not os.path.lexists(Path(image).expanduser())]:
         raise DataError(f"no such file or folder: {first_few(absent, 3)}; expected images to look at")
     quiet()
     from ..model import PromptedDetector
