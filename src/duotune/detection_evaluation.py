@@ -28,10 +28,11 @@ from .data.detection.captions import CaptionChoice, ItemPhrases, OneCaption
 from .data.detection.flickr30k import by_occurrence
 from .data.detection.torch_dataset import DetectionDataset, check_detection_images
 from .data.images import content_stamp
-from .errors import ConfigError, DataError
+from .errors import ConfigError, DataError, shown
 from .metrics import BoxPrediction, DetectionMetrics, PhraseRecall
 from .model import PromptedDetector
 from .names import differences
+from .reading import parse_json
 from .training.detection import detection_test_transform, find_boxes, measured_limits, padding_note
 from .training.detection_features import DetectionCollator
 from .writing import write_text
@@ -332,23 +333,25 @@ class _Memory:
 
     def _check(self, line: str) -> None:
         try:
-            saved = json.loads(line)
-        except ValueError:
+            saved = parse_json(line, str(self.path), nonfinite=True)
+        except DataError:
             saved = {}
+        saved = saved if isinstance(saved, dict) else {}
         if other := [name for name, value in self.identity.items() if saved.get(name) != value]:
             raise DataError(
-                f"{self.path} holds boxes found with another {other[0]}: {saved.get(other[0])!r}, now "
-                f"{self.identity[other[0]]!r}; choose another folder, or delete the file to start anew"
+                f"{self.path} holds boxes found with another {other[0]}: {shown(saved.get(other[0]), 60)}, now "
+                f"{shown(self.identity[other[0]], 60)}; choose another folder, or delete the file to start anew"
             )
 
     def _read(self, line: str) -> bool:
         try:
-            row = json.loads(line)
+            row = parse_json(line, str(self.path))
             boxes = np.array(row["boxes"], dtype=np.float32).reshape(-1, 4)
             found = BoxPrediction(boxes, np.array(row["scores"], np.float32), np.array(row["labels"], np.int64))
-        except (ValueError, KeyError, TypeError):
+            same = row.get("content", "") == self.stamps.get(row["image"])
+        except (ValueError, KeyError, TypeError, OverflowError):  # a DataError is a ValueError
             return False
-        if row.get("content", "") != self.stamps.get(row["image"]):
+        if not same:
             return False
         if not len(found.boxes) == len(found.scores) == len(found.labels):
             return False
