@@ -82,7 +82,8 @@ def find_yolo(tree: Tree) -> str | None:
         if _has_labels(tree, tree.walk(place)):
             return place
     known = [name for name in tree.listing()[1] if name.casefold() in NAME_FILES]
-    if known and _has_labels(tree, tree.walk()):
+    near = (f"{top}/{name}".lstrip("/") for top in ("", *tops) for name in tree.listing(top)[1])  # not all of ImageNet
+    if known and _has_labels(tree, near):
         return "."
     return None
 
