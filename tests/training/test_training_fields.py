@@ -130,7 +130,7 @@ COMMON |= {"dataloader_num_workers": 0}
 RUNS = [
     {"optim": "adamw_torch", "adam_beta1": 0.8, "adam_beta2": 0.9, "adam_epsilon": 1e-6, "max_grad_norm": 1.0}
     | {"weight_decay": 0.1, "save_strategy": "steps", "save_steps": 2, "save_total_limit": 1, "seed": 3}
-    | {"data_seed": 4},
+    | {"data_seed": 4, "gradient_checkpointing": True},
     {"optim": "adafactor", "gradient_accumulation_steps": 2, "logging_strategy": "steps", "logging_steps": 1}
     | {"logging_first_step": True, "logging_nan_inf_filter": True, "log_level": "error", "log_level_replica": "error"}
     | {"eval_strategy": "steps", "eval_steps": 2, "eval_delay": 1, "eval_on_start": True, "eval_accumulation_steps": 1},
@@ -142,7 +142,7 @@ RUNS = [
     | {"dataloader_multiprocessing_context": "fork", "dataloader_pin_memory": False}
     | {"ddp_find_unused_parameters": False, "ddp_bucket_cap_mb": 5}
     | {"ddp_broadcast_buffers": False, "ddp_static_graph": False, "ddp_timeout": 60},
-    {"optim": "adamw_torch_fused"},
+    {"optim": "adamw_torch_fused", "activation_checkpointing": True},
 ]
 UNTRIED = {
     "fp16": "needs an accelerator",

@@ -26,7 +26,8 @@ WORKS = frozenset(
     output_dir per_device_train_batch_size per_device_eval_batch_size num_train_epochs max_steps
     gradient_accumulation_steps
     optim weight_decay adam_beta1 adam_beta2 adam_epsilon max_grad_norm
-    bf16 fp16 tf32 torch_empty_cache_steps use_cpu seed data_seed full_determinism
+    bf16 fp16 tf32 gradient_checkpointing activation_checkpointing torch_empty_cache_steps use_cpu
+    seed data_seed full_determinism
     logging_strategy logging_steps logging_first_step log_on_each_node logging_nan_inf_filter
     log_level log_level_replica disable_tqdm report_to run_name project
     eval_strategy eval_steps eval_delay eval_on_start eval_accumulation_steps
@@ -60,8 +61,7 @@ REFUSED: dict[str, str] = {
     "label_names": "has no effect; batches hold exactly what the model reads",
     **dict.fromkeys(("bf16_full_eval", "fp16_full_eval"), "would cast what is learnt for good; bf16=true computes so"),
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _COMPUTE),
-    **dict.fromkeys(("gradient_checkpointing", "gradient_checkpointing_kwargs"), _COMPUTE),
-    **dict.fromkeys(("activation_checkpointing", "activation_checkpointing_kwargs"), _COMPUTE),
+    **dict.fromkeys(("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"), _COMPUTE),
     **dict.fromkeys(("auto_find_batch_size",), "cannot be taken; the result depends on the batch size"),
     **dict.fromkeys(("debug", "skip_memory_metrics", "local_rank"), _UNUSED),
     **dict.fromkeys(("do_train", "do_eval", "do_predict"), _UNUSED),
