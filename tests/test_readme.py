@@ -45,6 +45,8 @@ NOT_RUN = {
     "needs Flickr30k Entities": STOPS,
     "needs a file of the authors' code": STOPS,
     "needs checkpoints and data sets": STOPS,
+    "needs several GPUs": PARSED,
+    "needs several machines": PARSED,
     "takes minutes": SLOW,
     "takes hours": PARSED,
 }
@@ -236,7 +238,7 @@ def test_what_is_named_in_the_text_exists(page):
     for span in spans:
         if command := re.match(r"duotune ([a-z]+)", span):
             assert command[1] in build_parser()._subparsers._group_actions[0].choices, span
-        if not span.startswith(("python ", "pip ", "pytest ", "gate")):
+        if not span.startswith(("python ", "pip ", "pytest ", "gate", "torchrun ", "accelerate ")):
             assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", span)) <= known, span
         for path in re.findall(r"(?:src|tests|docs|scripts|examples|benchmarks)/[\w/.*-]*\w", span):
             assert list(ROOT.glob(path)), f"{page.name}: {path}"

@@ -32,6 +32,7 @@ from .errors import ConfigError, DataError, shown
 from .metrics import BoxPrediction, DetectionMetrics, PhraseRecall
 from .model import PromptedDetector
 from .names import differences
+from .processes import ALONE, Processes
 from .reading import parse_json
 from .training.detection import detection_test_transform, find_boxes, measured_limits, padding_note
 from .training.detection_features import DetectionCollator
@@ -128,6 +129,7 @@ def evaluate_detector(
     out: str | Path | None = None,
     progress: bool = True,
     max_broken_share: float = 0.01,
+    processes: Processes = ALONE,
     **limits: float,
 ) -> DetectionResult:
     """Find boxes in labelled pictures at the size of testing and measure AP.
@@ -143,6 +145,7 @@ def evaluate_detector(
         out: folder that keeps boxes as they are found, and the metrics; called again, it goes on where it stopped.
             Pictures that have changed meanwhile are looked at anew.
         max_broken_share: 0..1; pictures that cannot be read are named and left out up to this share.
+        processes: of which each looks at its share; the first writes into `out`, each returns the whole.
         limits: score_threshold, nms_threshold, max_detections; the detector's own if left out, but 300 boxes for LVIS.
 
     Raises:
@@ -158,7 +161,18 @@ def evaluate_detector(
     identity = _identity(model, data, split, batch_size, limits, [c.text for c in model.method.all_captions])
     count = lambda good, found: DetectionMetrics.measure(good, found, data.class_names, data.frequencies)
     return _measure(
-        DetectionResult, count, model, items, captions, identity, out, batch_size, workers, progress, max_broken_share
+        DetectionResult,
+        count,
+        model,
+        items,
+        captions,
+        identity,
+        out,
+        batch_size,
+        workers,
+        progress,
+        max_broken_share,
+        processes,
     )
 
 
@@ -212,24 +226,31 @@ def _measure(
     workers: int,
     progress: bool,
     max_broken_share: float,
+    processes: Processes = ALONE,
 ) -> ResultT:
     """Find what `identity` describes, count it, and write both into `out`; `kind` is what is returned."""
     start = time.perf_counter()
-    good, report = check_detection_images(items, workers, max_broken_share)
+    with processes.together():
+        good, report = check_detection_images(items, workers, max_broken_share, processes)
     if not good:
         raise DataError(f"none of the {len(items)} pictures can be read; first: {next(iter(report.broken.values()))}")
-    with _Memory(out, identity, good) as memory:
+    with processes.together(), _Memory(out if processes.first else None, identity, good) as memory:
+        memory.found = processes.gather(memory.found)[0]
         resumed = len(memory.found)
         waiting = [item for item in good if item.short_key not in memory.found]
+        own = processes.share_batches(waiting, batch_size)
+        batches = _find(model, own, captions, batch_size, workers, identity["limits"])
+        rounds = -(-len(waiting) // (batch_size * processes.count))
         with tqdm(total=len(waiting), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
-            for part, boxes in _find(model, waiting, captions, batch_size, workers, identity["limits"]):
-                memory.add(part, boxes)
-                bar.update(len(part))
+            for _ in range(rounds):
+                for part, boxes in filter(None, processes.gather(next(batches, None))):
+                    memory.add(part, boxes)
+                    bar.update(len(part))
         found = tuple(memory.found[item.short_key] for item in good)
     metrics = count(good, found)
     note = padding_note(good, batch_size, detection_test_transform(model.backbone), "a batch size of 1")
     result = kind(metrics, found, time.perf_counter() - start, tuple(good), report.broken, resumed, note)
-    if out is not None:
+    if out is not None and processes.first:
         write_text(Path(out) / METRICS, result.to_json() + "\n")
     return result
 

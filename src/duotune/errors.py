@@ -9,6 +9,7 @@
     │   └── CaptionLengthError    a caption of several classes is longer than the model reads
     ├── ArtifactError         an artifact or checkpoint cannot be read or belongs to another backbone
     └── TrainingError         training cannot go on (NaN loss, no space left)
+        └── ProcessLostError      another process of the run has ended
 
 A message says what was expected, what came, and what to do. It is one printable line of at most `MAX_MESSAGE`
 characters (each fault, where there are several), whatever it quotes. The command line prints it
@@ -140,3 +141,7 @@ class ArtifactError(DuotuneError, ValueError):
 
 class TrainingError(DuotuneError, RuntimeError):
     """Training cannot go on."""
+
+
+class ProcessLostError(TrainingError):
+    """Another process of the run has ended, so that this one cannot go on."""

@@ -21,6 +21,7 @@ from .errors import ClassNamesError, ConfigError, DataError
 from .metrics import BaseToNew, ClassificationMetrics
 from .model import PromptedDetector, PromptedModel
 from .names import differences, places, same_classes
+from .processes import ALONE, Processes
 from .settings import check_whole
 from .training.cache import FeatureCache
 from .training.features import (
@@ -108,6 +109,7 @@ def evaluate(
     cache: FeatureCache | None = None,
     progress: bool = True,
     max_broken_share: float = 0.01,
+    processes: Processes = ALONE,
 ) -> ClassificationResult:
     """Classify labelled images under the test transform and count.
 
@@ -121,6 +123,7 @@ def evaluate(
         batch_size: images per forward pass. workers: processes that decode; 0 decodes in this one.
         cache: of frozen features; None computes them for this call.
         max_broken_share: 0..1; images that cannot be read are named and left out up to this share.
+        processes: of which each measures its share, in the batches that one process would make; each returns the whole.
 
     Raises:
         ConfigError: the model is a detector, or a number is out of range.
@@ -147,12 +150,12 @@ def evaluate(
     model.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=()):  # a data loader draws a seed, whatever it is for
-            kept, logits, broken = _logits(model, items, batch_size, workers, cache, progress, max_broken_share)
+            how = batch_size, workers, cache, progress, max_broken_share, processes
+            kept, predictions, confidences, broken = _answers(model, items, *how)
     finally:
         model.train(was_training)
     if not kept:
         raise DataError(f"none of the {len(items)} images can be read; first reason: {next(iter(broken.values()))}")
-    confidences, predictions = logits.float().softmax(-1).max(-1)
     metrics = ClassificationMetrics.measure(predictions, [item.label for item in kept], model.class_names)
     seconds = time.perf_counter() - start
     return ClassificationResult(
@@ -175,12 +178,33 @@ def relabelled(items: Sequence[ImageItem], names: Sequence[str], wanted: Sequenc
     return tuple(dataclasses.replace(item, label=place[item.label]) for item in items)
 
 
+def _answers(
+    model: PromptedModel, items, batch_size, workers, cache, progress, max_broken_share, processes
+) -> tuple[tuple[ImageItem, ...], Tensor, Tensor, dict[str, str]]:
+    """The images that can be read, their predicted labels (N,) and confidences (N,), and the others with reasons."""
+    with processes.together():
+        done, logits, broken = _logits(model, items, batch_size, workers, cache, progress, max_broken_share, processes)
+        confidences, predictions = logits.float().softmax(-1).max(-1)
+        own = list(zip(done, predictions.tolist(), confidences.tolist())), broken
+        rows: list[tuple[int, int, float]] = []
+        reasons: dict[str, str] = {}
+        for theirs, faults in processes.gather(own):
+            rows += theirs
+            reasons |= faults
+        broken = {item.key: reasons[item.key] for item in items if item.key in reasons}
+        check_broken_share(broken, len(items), max_broken_share)
+    rows.sort()
+    kept = tuple(items[i] for i, _, _ in rows)
+    return kept, torch.tensor([p for _, p, _ in rows]), torch.tensor([c for _, _, c in rows]), broken
+
+
 def _logits(
-    model: PromptedModel, items, batch_size, workers, cache, progress, max_broken_share
-) -> tuple[tuple[ImageItem, ...], Tensor, dict[str, str]]:
-    """The images that can be read, their logits (N, C), and the others with reasons."""
+    model: PromptedModel, items, batch_size, workers, cache, progress, max_broken_share, processes
+) -> tuple[list[int], Tensor, dict[str, str]]:
+    """Numbers of the images that this process has read, their logits (n, C), and why it could not read others."""
     method, backbone = model.method, model.backbone
     transform, features, broken = evaluation_transform(backbone), None, {}
+    good, order, none = items, list(range(len(items))), torch.zeros(0, len(model.class_names))
     # with no cache, features that pixels are needed for anyway are cheaper in the same pass
     if method.needs_frozen_features and (cache is not None or not method.needs_pixels):
         frozen = frozen_features(
@@ -192,21 +216,24 @@ def _logits(
             workers=workers,
             progress=progress,
             max_broken_share=max_broken_share,
+            processes=processes,
         )
-        items, features, broken = frozen.items, frozen.features[:, 0], frozen.broken
-        if not method.needs_pixels:
-            rows = [model(frozen_features=f.to(backbone.device))["logits"].cpu() for f in features.split(batch_size)]
-            return items, torch.cat(rows) if rows else torch.zeros(0, len(model.class_names)), broken
-    total, rows, done = len(items) + len(broken), [], []
-    with tqdm(total=len(items), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
-        for batch in image_batches(SafeImages(items, transform), range(len(items)), batch_size, workers):
+        good, features, broken = frozen.items, frozen.features[:, 0], dict(frozen.broken)
+        order = [i for i in order if items[i].key not in broken]
+    own = processes.share_batches(range(len(good)), batch_size)
+    if features is not None and not method.needs_pixels:
+        parts = features[own].split(batch_size) if own else ()
+        rows = [model(frozen_features=part.to(backbone.device))["logits"].cpu() for part in parts]
+        return [order[i] for i in own], torch.cat(rows) if rows else none, broken
+    rows, done = [], []
+    with tqdm(total=len(own), desc="evaluating", unit="img", disable=not progress, leave=False) as bar:
+        for batch in image_batches(SafeImages(good, transform), own, batch_size, workers):
             broken.update(batch.broken)
             if len(batch.index):
                 rows.append(_forward(model, batch, features))
                 done += batch.index.tolist()
             bar.update(batch.count)
-    check_broken_share(broken, total, max_broken_share)
-    return tuple(items[i] for i in done), torch.cat(rows) if rows else torch.zeros(0), broken
+    return [order[i] for i in done], torch.cat(rows) if rows else none, broken
 
 
 def _forward(model: PromptedModel, batch: PixelBatch, features: Tensor | None) -> Tensor:

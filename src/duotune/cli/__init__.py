@@ -13,6 +13,7 @@ import sys
 
 from ..endings import Watch, end, watching
 from ..errors import MAX_MESSAGE, MAX_SHOWN, DuotuneError, one_line
+from ..processes import known_to_all, said_by
 from .options import Parser, UsageError, add_options, given
 from .output import print_anything
 
@@ -68,20 +69,28 @@ def _told(argv: list[str] | None, watch: Watch) -> int:
         sys.stdout.flush()  # here, not at the interpreter's end, where a closed pipe could not be told
         watch.over = True
         return status
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         watch.over = True
+        if isinstance(fault := interrupt.__context__, Exception) and known_to_all(fault):
+            return _failed(fault, traceback)  # a process that ends with it makes the launcher end all
         return watch.tell()
     except Exception as error:
         watch.over = True
-        # a signal may reach other processes as well, and us as their failure
-        return watch.tell() if watch.received is not None else _failed(error, traceback)
+        if watch.received is not None and not known_to_all(error):
+            return watch.tell()  # a signal may reach other processes as well, and us as their failure
+        return _failed(error, traceback)
 
 
 def _failed(error: Exception, traceback: bool) -> int:
+    who = said_by(error)
+    if who is None and not traceback:
+        return 2
     try:
         raise error
+    except UsageError as error:
+        return 2 if who else _fail(str(error), 2, traceback)  # all processes are started with the same words
     except DuotuneError as error:
-        return _fail(str(error), 2, traceback)
+        return _fail(f"process {who}: {error}" if who else str(error), 2, traceback)
     except BrokenPipeError:  # the reader of our output has gone, as in `duotune list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # what a shell says of a program that SIGPIPE ends, as it does `cat`

@@ -115,10 +115,13 @@ class _OneLine(logging.Handler):
         print(f"duotune: warning: {' '.join(record.getMessage().split())}", file=sys.stderr)
 
 
-def quiet() -> None:
+def quiet(warn: bool = True) -> None:
     """Keep the libraries' chatter off the terminal; a command's own lines are what the user reads.
 
     DUOTUNE_TRACEBACK=1 leaves it on, to look for causes.
+
+    Args:
+        warn: say what takes time or is another experiment; of several processes one does.
     """
     import os
     import warnings
@@ -134,7 +137,7 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("duotune").addHandler(logging.NullHandler())  # commands print what matters of it themselves
-    for name in WARNED_OF:
+    for name in WARNED_OF if warn else ():
         told = logging.getLogger(f"duotune.{name}")
         if not any(isinstance(handler, _OneLine) for handler in told.handlers):
             told.addHandler(_OneLine(logging.WARNING))

@@ -4,6 +4,7 @@
     duotune train dpt --data oxford_pets --root DATASETS --seed 2 --set num_candidates=5 --out runs/pets
     duotune train --method sdpt --backbone GLIP_FOLDER --data coco_folder --out runs/boxes
     duotune train --out runs/mine --resume
+    torchrun --nproc_per_node 2 -m duotune train tiny_coop --out runs/two
 
 Writes into --out: the artifact (prompt.safetensors, prompt.json), metrics.json, recipe.yaml (all values that were
 used) and checkpoints/.
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from ..endings import current
 from ..errors import ConfigError, DataError
+from ..processes import finish, start
 from ..recipes import Recipe, load_recipe, parse_assignments
 from ..recipes.claim import CHECKPOINTS, WRITTEN, check_folder
 from ..training import last_checkpoint
@@ -57,12 +59,14 @@ def read(namespace: argparse.Namespace) -> Options:
 
 
 def run(options: Options) -> int:
-    if options.out.strip():  # before anything heavy is imported; an empty one is told with all other faults
-        check_folder(options.out, options.resume, options.overwrite)
-    recipe = merge(options)
+    processes = start(parse_assignments(options.training, "--training")[0])
+    with processes.together():
+        if processes.first and options.out.strip():  # before anything heavy; an empty one is told with other faults
+            check_folder(options.out, options.resume, options.overwrite)
+        recipe = merge(options)
     before = _checkpoint(options) if options.overwrite else None
     current().hint = lambda: _how_to_go_on(options, before)
-    quiet()
+    quiet(warn=processes.first)
     from ..artifacts import describe
     from ..recipes.running import report_run, run_recipe
     from ..report import DetectionRun
@@ -77,6 +81,9 @@ def run(options: Options) -> int:
         progress=sys.stderr.isatty(),
         say=lambda line: print(line, flush=True),
     )
+    finish()
+    if not processes.first:
+        return 0
     row = outcome.summary()
     if options.report:
         report_run(out / "report.html", outcome)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import ConfigError, DataError
+from ..processes import ALONE, Processes
 from .base import ImageItem, first_few
 from .images import open_image, probe_image
 from .layout import plain_name
@@ -168,6 +169,7 @@ def check_images(
     max_broken_share: float = 0.01,
     progress: Callable[[int, int], None] | None = None,
     probe: Callable[[Any], None] = probe_image,
+    processes: Processes = ALONE,
 ) -> tuple[list[ImageItem], ImageReport]:
     """Read every item once and leave out those that cannot be read.
 
@@ -177,6 +179,7 @@ def check_images(
         max_broken_share: 0..1; a larger share of broken images is an error.
         progress: called with (done, total) every so often, e.g. to move a progress bar.
         probe: reads one item; its DataError is the reason why the item is broken.
+        processes: of which each reads its share.
 
     Returns:
         The good items in their order, and the report.
@@ -187,16 +190,16 @@ def check_images(
     if not 0 <= max_broken_share <= 1:
         raise ConfigError(f"max_broken_share must be 0..1, not {max_broken_share}")
     unique = list({item.key: item for item in items}.values())
-    loader = DataLoader(_Probe(unique, probe), batch_size=16, num_workers=workers, collate_fn=list)
-    broken: dict[str, str] = {}
-    done = 0
-    for answers in loader:
-        for item, reason in zip(unique[done:], answers):
-            if reason:
-                broken[item.key] = reason
-        done += len(answers)
-        if progress:
-            progress(done, len(unique))
+
+    def answers_of(own: list[ImageItem]) -> list[str]:
+        answers: list[str] = []
+        for some in DataLoader(_Probe(own, probe), batch_size=16, num_workers=workers, collate_fn=list):
+            answers += some
+            if progress:
+                progress(len(answers), len(own))
+        return answers
+
+    broken = {item.key: reason for item, reason in zip(unique, processes.spread(unique, answers_of)) if reason}
     check_broken_share(broken, len(unique), max_broken_share)
     return [item for item in items if item.key not in broken], ImageReport(len(unique), broken)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 import time
@@ -24,7 +25,7 @@ from ..data.sampling import spread
 from ..data.torch_dataset import check_images
 from ..errors import ConfigError, DataError
 from ..model import PromptedDetector, PromptedModel, attach, choose_method
-from ..processes import default_device
+from ..processes import Processes, default_device, of_this_run
 from ..report import DetectionPart, DetectionRun, Example, MethodRun, write_metrics, write_report
 from ..settings import misfits
 from ..training import DetectionTrainingArguments, PromptTrainer, PromptTrainingArguments, last_checkpoint
@@ -111,7 +112,9 @@ def load_data(recipe: Recipe) -> ClassificationData | DetectionData:
     return dataclasses.replace(data, template=recipe.template) if recipe.template else data
 
 
-def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True) -> PromptTrainingArguments:
+def training_arguments(
+    recipe: Recipe, folder: str | Path, progress: bool = True, use_cpu: bool = False
+) -> PromptTrainingArguments:
     """The recipe's training arguments. Raises ConfigError with every unknown or unfit one."""
     arguments = DetectionTrainingArguments if recipe.kind == "detection" else PromptTrainingArguments
     values: dict[str, Any] = {
@@ -133,7 +136,7 @@ def training_arguments(recipe: Recipe, folder: str | Path, progress: bool = True
     others = {n: value for n, value in recipe.training.items() if n not in refused}
     if faults := [*faults, *misfits(arguments, others, "training argument")]:
         raise ConfigError(*faults)
-    return arguments(**{**values, **recipe.training})
+    return arguments(**{**values, **({"use_cpu": True} if use_cpu else {}), **recipe.training})
 
 
 def run_recipe(
@@ -152,7 +155,8 @@ def run_recipe(
     """Train, test and write the artifact.
 
     Nothing is written before data and backbone are known to fit; the artifact appears when training has ended. One
-    run at a time writes into a folder.
+    run at a time writes into a folder. Of several processes (`torchrun`) all train and test, the first writes and
+    speaks, and what one of them raises all raise.
 
     Args:
         folder: to write into.
@@ -166,12 +170,23 @@ def run_recipe(
     Raises:
         DuotuneError: anything that does not fit. KeyboardInterrupt passes through; checkpoints stay usable.
     """
-    recipe.validate()
-    if device:
-        check_device(device)
-    check_inputs(folder, data=recipe.data, root=recipe.root, backbone=recipe.backbone)
-    with claimed(folder) as folder:
-        return _run(recipe, folder, resume, overwrite, backbone, data, name, device, progress, say)
+    on_cpu = device == "cpu" or (backbone is not None and backbone.device.type == "cpu")
+    with of_this_run().together():
+        recipe.validate()
+        arguments = training_arguments(recipe, folder, progress, on_cpu)
+    processes, folder = of_this_run(), Path(folder)  # the arguments have made them known to each other
+    with contextlib.ExitStack() as held:
+        with processes.together():
+            if device:
+                check_device(device)
+            check_inputs(folder, data=recipe.data, root=recipe.root, backbone=recipe.backbone)
+            if processes.first:
+                held.enter_context(claimed(folder))
+                check_folder(folder, resume, overwrite)
+        if not processes.first:
+            progress, say = False, lambda line: None
+        run = recipe, folder, arguments, processes, resume, overwrite
+        return _run(*run, backbone, data, name, device, progress, say)
 
 
 def frozen_dtype(recipe: Recipe, device: str | None) -> str | None:
@@ -189,6 +204,8 @@ def frozen_dtype(recipe: Recipe, device: str | None) -> str | None:
 def _run(
     recipe: Recipe,
     folder: Path,
+    arguments: PromptTrainingArguments,
+    processes: Processes,
     resume: bool,
     overwrite: bool,
     backbone: Backbone | None,
@@ -198,12 +215,63 @@ def _run(
     progress: bool,
     say: Callable[[str], None],
 ) -> Outcome:
-    check_folder(folder, resume, overwrite)
-    arguments = training_arguments(recipe, folder, progress)
+    curve, broken, trainer = [], {}, None
+    with processes.together():
+        data, model = _prepared(recipe, arguments, backbone, data, device, say)
+        start = time.perf_counter()
+        if model.method.param_groups():
+            for reason in _check_test_images(data, arguments, processes).values():
+                say(f"skipped: {reason}")
+        if overwrite and processes.first:  # now that everything fits: a misspelt option does not cost the run before
+            shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+        values = _values(recipe) | {"settings": model.method.config.to_dict()}  # its defaults, too
+        written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if model.method.param_groups():
+            trainer = PromptTrainer(model, arguments, data)
+        elif processes.first:
+            artifacts.save(model.eval(), folder)
+            write_text(folder / WRITTEN, written)
+        last = processes.gather(last_checkpoint(arguments.output_dir) if resume else None)[0]
+    if trainer is not None:
+        if recipe.shots:
+            trainer.drawn = {"num_shots": recipe.shots, "shots_seed": recipe.seed}
+        trainer.remove_callback(PrinterCallback)
+        trainer.bar.name = name or recipe.method
+        for reason in trainer.broken.values():
+            say(f"skipped: {reason}")
+        for remark in trainer.remarks():
+            say(f"note: {remark}")
+        trainer.add_callback(_Begin(lambda: write_text(folder / WRITTEN, written)))
+        if resume and last is None:
+            say(f"note: no complete checkpoint in {arguments.output_dir}; training starts anew")
+        trainer.train(resume_from_checkpoint=last)
+        trainer.save_artifact(folder)
+        curve, broken = list(trainer.state.log_history), dict(trainer.broken)
+    with processes.together():
+        result = _test(model, data, arguments, progress, processes) if data.test else None
+        if note := getattr(result, "note", ""):
+            say(f"note: {note}")
+        seconds = time.perf_counter() - start
+        outcome = Outcome(recipe, name or recipe.method, folder, model, data, result, seconds, curve, broken)
+        if processes.first:
+            row = outcome.summary()
+            write_metrics(folder / "metrics.json", *(([], [row]) if isinstance(row, DetectionRun) else ([row],)))
+    return outcome
+
+
+def _prepared(
+    recipe: Recipe,
+    arguments: PromptTrainingArguments,
+    backbone: Backbone | None,
+    data: ClassificationData | DetectionData | None,
+    device: str | None,
+    say: Callable[[str], None],
+) -> tuple[ClassificationData | DetectionData, PromptedModel]:
+    """The recipe's data and model, known to fit each other."""
     data = data if data is not None else load_data(recipe)
-    backbone = (
-        backbone if backbone is not None else load_backbone(recipe.backbone, frozen_dtype(recipe, device), device)
-    )
+    if backbone is None:
+        own = "cpu" if arguments.use_cpu else None if device == "cuda" else device  # each process its own
+        backbone = load_backbone(recipe.backbone, frozen_dtype(recipe, own), own)
     template = data.template if isinstance(data, ClassificationData) else recipe.template or data.templates
     model = attach(backbone, recipe.method, data.class_names, template, config=recipe.settings, seed=recipe.seed)
     if isinstance(data, DetectionData) != isinstance(model, PromptedDetector):
@@ -221,63 +289,31 @@ def _run(
         f"{recipe.method} on {backbone.name}, {data.name}: {len(data.class_names)} classes, "
         f"{len(data.train)} training, {len(data.val)} validation, {len(data.test)} test images"
     )
-    start = time.perf_counter()
-    curve, broken = [], {}
-    if model.method.param_groups():
-        for reason in _check_test_images(data, arguments).values():
-            say(f"skipped: {reason}")
-    if overwrite:  # now that everything fits: a misspelt option does not cost the run before
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
-    values = _values(recipe) | {"settings": model.method.config.to_dict()}  # its defaults, too
-    written = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    if model.method.param_groups():
-        trainer = PromptTrainer(model, arguments, data)
-        if recipe.shots:
-            trainer.drawn = {"num_shots": recipe.shots, "shots_seed": recipe.seed}
-        trainer.remove_callback(PrinterCallback)
-        trainer.bar.name = name or recipe.method
-        for reason in trainer.broken.values():
-            say(f"skipped: {reason}")
-        for remark in trainer.remarks():
-            say(f"note: {remark}")
-        trainer.add_callback(_Begin(lambda: write_text(folder / WRITTEN, written)))
-        last = last_checkpoint(arguments.output_dir) if resume else None
-        if resume and last is None:
-            say(f"note: no complete checkpoint in {arguments.output_dir}; training starts anew")
-        trainer.train(resume_from_checkpoint=last)
-        trainer.save_artifact(folder)
-        curve, broken = list(trainer.state.log_history), dict(trainer.broken)
-    else:
-        artifacts.save(model.eval(), folder)
-        write_text(folder / WRITTEN, written)
-    result = _test(model, data, arguments, progress) if data.test else None
-    if note := getattr(result, "note", ""):
-        say(f"note: {note}")
-    seconds = time.perf_counter() - start
-    outcome = Outcome(recipe, name or recipe.method, folder, model, data, result, seconds, curve, broken)
-    row = outcome.summary()
-    write_metrics(folder / "metrics.json", *(([], [row]) if isinstance(row, DetectionRun) else ([row],)))
-    return outcome
+    return data, model
 
 
-def _check_test_images(data: ClassificationData | DetectionData, arguments: PromptTrainingArguments) -> dict[str, str]:
+def _check_test_images(
+    data: ClassificationData | DetectionData, arguments: PromptTrainingArguments, processes: Processes
+) -> dict[str, str]:
     """Name of each test image that cannot be read -> why; looked for before training, which would be in vain.
 
     Raises:
         DataError: more than max_broken_share, or all of them.
     """
     check = check_detection_images if isinstance(data, DetectionData) else check_images
-    good, report = check(data.test, arguments.dataloader_num_workers, arguments.max_broken_share)
+    how = {"workers": arguments.dataloader_num_workers, "max_broken_share": arguments.max_broken_share}
+    good, report = check(data.test, **how, processes=processes)
     if data.test and not good:
         raise DataError(f"{data.name}: no test image can be read; first reason: {next(iter(report.broken.values()))}")
     return report.broken
 
 
-def _test(model, data, arguments, progress) -> ClassificationResult | DetectionResult:
+def _test(model, data, arguments, progress, processes) -> ClassificationResult | DetectionResult:
     how = {
         "workers": arguments.dataloader_num_workers,
         "max_broken_share": arguments.max_broken_share,
         "progress": progress,
+        "processes": processes,
     }
     if isinstance(model, PromptedDetector):
         from ..detection_evaluation import evaluate_detector

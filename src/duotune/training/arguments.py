@@ -56,7 +56,6 @@ class PromptTrainingArguments(TrainingArguments):
     """
 
     METRICS: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
-    _own_device: ClassVar[torch.device | None] = None
 
     num_train_epochs: float = field(default=60.0, metadata={"help": "Number of epochs."})
     per_device_train_batch_size: int = field(default=32, metadata={"help": "Images per step and device."})
@@ -87,6 +86,7 @@ class PromptTrainingArguments(TrainingArguments):
     metric_for_best: str | None = field(default=None, metadata={"help": "accuracy or loss: keep the best epoch."})
 
     def __post_init__(self):
+        self._own_device: torch.device | None = None
         wrong = list(type_faults(self))  # of which no range can be asked
         if found := [*refused_faults(self), *(wrong or self.faults())]:
             raise ConfigError(*found)
@@ -96,7 +96,8 @@ class PromptTrainingArguments(TrainingArguments):
             self.load_best_model_at_end = True
             self.eval_strategy = self.save_strategy
         # accelerate would not let processes without an accelerator know each other
-        self.use_cpu = self.use_cpu or must_use_cpu()
+        if must_use_cpu():
+            self.use_cpu = True
         self._pin_is_open = self.dataloader_pin_memory is None
         try:
             super().__post_init__()
@@ -126,7 +127,7 @@ class PromptTrainingArguments(TrainingArguments):
                 f"with device={str(self.device)!r}"
             )
         self.use_cpu = device.type == "cpu"
-        vars(self).pop("_setup_devices", None)  # what was set up for another device
+        self.__dict__.pop("_setup_devices", None)  # what was set up for another device
         self._own_device = device
         _ = self.device  # asking sets it up
         self.distributed_state.device = device

@@ -9,6 +9,7 @@ What differs from a classifier's training: the arguments' defaults, the data set
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -191,16 +191,17 @@ class DetectionTrainer(PromptTrainer):
             transform, views = transform or detection_train_transform(backbone, args), args.views
         else:
             transform, views = transform or detection_test_transform(backbone), 1
-        items, report = check_detection_images(items, args.dataloader_num_workers, args.max_broken_share)
+        workers, share = args.dataloader_num_workers, args.max_broken_share
+        items, report = check_detection_images(items, workers, share, self.processes)
         self._skip(report.broken)
         captions = training_captions(model, self._detection_data)
         images = DetectionDataset(items, transform, backbone.normalize, captions, views, args.seed)
         if not views or not method.needs_frozen_features or method.needs_pixels:
             return images
         if self.maps is None:
-            self.maps = MapStore(int(args.cache_gb * 1e9), args.cache_dir)
-        dataset = MapsDataset(images, backbone, self.maps)
-        dataset.fill(backbone, args.dataloader_num_workers, not args.disable_tqdm)
+            self.maps = MapStore(int(args.cache_gb * 1e9), args.cache_dir, self.processes.count)
+        dataset = MapsDataset(images, backbone, self.maps, self.processes)
+        dataset.fill(backbone, args.dataloader_num_workers, not args.disable_tqdm and self.processes.first)
         if training and not self.maps.on_disk and not self.maps.full:
             args.dataloader_num_workers, args.dataloader_prefetch_factor = 0, None  # nothing to decode
             args.dataloader_persistent_workers = False
@@ -210,7 +211,8 @@ class DetectionTrainer(PromptTrainer):
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         epoch = lambda: self.progress.epoch
         if isinstance(dataset, MapsDataset):
-            return SizeGroupedSampler(dataset, self._train_batch_size, self.args.data_seed, epoch)
+            whole = self._train_batch_size * self.args.world_size  # the order is that of one process
+            return SizeGroupedSampler(dataset, whole, self.args.data_seed, epoch)
         return EpochSampler(len(dataset), self.args.data_seed, epoch)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +250,7 @@ class DetectionTrainer(PromptTrainer):
             limits["score_threshold"] = self.args.score_threshold
         wanted, size = self.args.metric_for_best, self.args.per_device_eval_batch_size
         batches = [list(range(len(dataset))[start : start + size]) for start in range(0, len(dataset), size)]
-        own = range(self.args.process_index, len(batches), self.args.world_size)
+        own = self.processes.share(range(len(batches)))
         loader = DataLoader(
             dataset,
             batch_sampler=[batches[number] for number in own],
@@ -257,18 +259,18 @@ class DetectionTrainer(PromptTrainer):
         )
         rows: list[tuple[int, float | None, list[BoxPrediction]]] = []  # number of the batch, its loss, its boxes
         self.model.eval()
-        for number, batch in zip(own, loader):
-            batch = self._prepare_inputs(batch)
-            labels, captions = batch.pop("labels"), batch.pop("captions")
-            loss, boxes = None, []
-            if wanted in (None, "loss"):
-                with torch.no_grad(), self.compute_loss_context_manager():
-                    loss = self.model(**batch, labels=labels, captions=captions)["loss"].item()
-            if wanted != "loss" and self._has_classes:
-                boxes = find_boxes(self.model, batch, **limits)
-            rows.append((number, loss, boxes))
-        if self.args.world_size > 1:
-            rows = sorted(gather_object(rows), key=lambda row: row[0])
+        with self.processes.together():
+            for number, batch in zip(own, loader):
+                batch = self._prepare_inputs(batch)
+                labels, captions = batch.pop("labels"), batch.pop("captions")
+                loss, boxes = None, []
+                if wanted in (None, "loss"):
+                    with torch.no_grad(), self.compute_loss_context_manager():
+                        loss = self.model(**batch, labels=labels, captions=captions)["loss"].item()
+                if wanted != "loss" and self._has_classes:
+                    boxes = find_boxes(self.model, batch, **limits)
+                rows.append((number, loss, boxes))
+        rows = sorted(itertools.chain(*self.processes.gather(rows)), key=lambda row: row[0])
         losses = [loss for _, loss, _ in rows if loss is not None]
         found = [row for _, _, boxes in rows for row in boxes]
         metrics: dict[str, float] = {}

@@ -34,6 +34,7 @@ from ..backbones.base import Detector
 from ..data.detection.torch_dataset import DetectionDataset
 from ..data.torch_dataset import OverImages
 from ..errors import ConfigError, DataError
+from ..processes import ALONE, Processes, on_this_machine
 from ..writing import write_bytes
 from .cache import FAULTS, FeatureCache, mark_used, proves_broken
 
@@ -48,15 +49,16 @@ class MapStore:
     Args:
         max_bytes: limit of all maps together.
         folder: keep them on disk, below this folder; None: in memory.
+        writers: processes that write into the folder at the same pace.
 
     Attributes:
         refused: maps that found no room. corrupt: files thrown away.
     """
 
-    def __init__(self, max_bytes: int, folder: str | Path | None = None):
+    def __init__(self, max_bytes: int, folder: str | Path | None = None, writers: int = 1):
         if max_bytes <= 0:
             raise ConfigError(f"max_bytes must be above 0, not {max_bytes}")
-        self.max_bytes = max_bytes
+        self.max_bytes, self.writers = max_bytes, writers
         self.folder = Path(folder) / "maps" if folder is not None else None
         self.refused, self.corrupt = 0, 0
         self._held: dict[str, Maps] = {}
@@ -143,7 +145,7 @@ class MapStore:
             logger.warning("cannot keep feature maps in %s: %s; going on without", self.folder, error)
             return False
         self._ours.add(key)
-        self._disk_bytes += len(content)
+        self._disk_bytes += len(content) * self.writers
         return True
 
     def _make_room(self, size: int) -> bool:
@@ -185,12 +187,13 @@ class MapsDataset(OverImages):
         images: with fixed views.
         backbone: whose frozen image tower gives the maps.
         store: where they are kept.
+        processes: that have the same data set, and fill the store together.
     """
 
-    def __init__(self, images: DetectionDataset, backbone: Detector, store: MapStore):
+    def __init__(self, images: DetectionDataset, backbone: Detector, store: MapStore, processes: Processes = ALONE):
         if images.views < 1:
             raise ConfigError("feature maps can be kept of fixed views alone; fresh ones are seen once")
-        self.images, self.store = images, store
+        self.images, self.store, self.processes = images, store, processes
         self.items, self.views = images.items, images.views
         self._keys = self._make_keys(backbone)
         self._padded: dict[tuple[int, int], tuple[int, int]] = {}
@@ -206,7 +209,7 @@ class MapsDataset(OverImages):
         fixed = not transform.is_random  # then a view is like another, whatever the seed
         shown_as = transform.key() if fixed else self.images.key()
         space = FeatureCache.namespace("maps1", backbone.fingerprint(), dtype, shown_as)
-        hashes = FeatureCache(self.store.folder.parent).content_hashes(self.items)
+        hashes = self.processes.spread(self.items, FeatureCache(self.store.folder.parent).content_hashes)
         keys = []
         for item, content in zip(self.items, hashes):
             own = () if fixed else (item.short_key,)
@@ -240,21 +243,21 @@ class MapsDataset(OverImages):
         return self._padded[size]
 
     def fill(self, backbone: Detector, workers: int = 0, progress: bool = True) -> None:
-        """Compute the maps that are not kept yet, until there is no more room."""
+        """Compute the maps that are not kept yet, until there is no more room; of several processes each its share."""
         self.store.claim([key for keys in self._keys for key in keys])
         before, refused = self.epoch, self.store.refused
         total = sum(key not in self.store for key in {key for keys in self._keys for key in keys})
         bar = tqdm(total=total, desc="feature maps", unit="img", disable=not progress or not total, leave=False)
         try:
             with bar:
-                for view in range(self.views):
-                    self.set_epoch(view)
-                    wanted = {self._keys[i][view]: i for i in range(len(self)) if self._keys[i][view] not in self.store}
-                    order = sorted(wanted.values())
-                    for index, picture in _pictures(self.images, order, workers):
-                        if not self.store.put(self._keys[index][view], picture_maps(backbone, picture)):
-                            return
-                        bar.update()
+                if self.processes.count > 1 and not self.store.on_disk:
+                    return self._fill_memory(backbone, workers, bar)
+                self._fill(backbone, workers, bar, self.processes)
+                if self.processes.count > 1:  # what a folder lacks that not all of them see
+                    self.processes.gather(None)
+                    if not self.store.full:
+                        self._fill(backbone, workers, bar, on_this_machine())
+                    self.processes.gather(None)
         finally:
             self.set_epoch(before)
             if self.store.refused > refused:
@@ -265,6 +268,30 @@ class MapsDataset(OverImages):
                     len(self) * self.views,
                     self.store.max_bytes / 1e9,
                 )
+
+    def _fill(self, backbone: Detector, workers: int, bar: tqdm, processes: Processes) -> None:
+        """Compute what this process's share of the pictures lacks."""
+        for view in range(self.views):
+            self.set_epoch(view)
+            own = processes.share(range(len(self)))  # of all: what is kept by now differs from process to process
+            wanted = {self._keys[i][view]: i for i in own if self._keys[i][view] not in self.store}
+            for index, picture in _pictures(self.images, sorted(wanted.values()), workers):
+                if not self.store.put(self._keys[index][view], picture_maps(backbone, picture)):
+                    return
+                bar.update()
+
+    def _fill_memory(self, backbone: Detector, workers: int, bar: tqdm) -> None:
+        """Compute maps that each process holds in its memory, one picture per process and round."""
+        for view in range(self.views):
+            self.set_epoch(view)
+            missing = [i for i in range(len(self)) if self._keys[i][view] not in self.store]  # the same in all
+            pictures = _pictures(self.images, self.processes.share(missing), workers)
+            for _ in range(-(-len(missing) // self.processes.count)):
+                found = next(((i, [m.cpu() for m in picture_maps(backbone, p)]) for i, p in pictures), None)
+                for index, maps in filter(None, self.processes.gather(found)):
+                    if not self.store.put(self._keys[index][view], maps):
+                        return
+                    bar.update()
 
 
 def _pictures(images: DetectionDataset, order: Sequence[int], workers: int) -> Iterator[tuple[int, Tensor]]:

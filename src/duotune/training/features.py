@@ -23,7 +23,10 @@ from ..data.images import open_image
 from ..data.torch_dataset import ImageDataset, OverImages, check_broken_share
 from ..data.transforms import TestTransform, TrainTransform, Transform
 from ..errors import ConfigError, DataError
+from ..processes import ALONE, Processes
 from .cache import FeatureCache
+
+ROWS_AT_ONCE = 1 << 24  # numbers that a process sends to the others at once
 
 
 def evaluation_transform(backbone: DualEncoder) -> TestTransform:
@@ -62,6 +65,7 @@ def frozen_features(
     workers: int = 2,
     progress: bool = True,
     max_broken_share: float = 0.0,
+    processes: Processes = ALONE,
 ) -> FrozenFeatures:
     """Features of the frozen image tower, read from the cache where they are in it.
 
@@ -71,6 +75,7 @@ def frozen_features(
         views: V, at least 1 (1 for a transform without randomness).
         batch_size: images per forward pass. workers: processes that decode; 0 decodes in this one.
         max_broken_share: 0..1; items that cannot be read are left out up to this share.
+        processes: of which each encodes its share, in the batches that one process would make, and tells the others.
 
     Raises:
         DataError: more items than that cannot be read; names the first few.
@@ -79,13 +84,15 @@ def frozen_features(
         raise ConfigError(f"frozen features need at least 1 fixed view, not {views}; fresh views cannot be cached")
     items = tuple(items)
     unique = list({item.key: item for item in items}.values())
-    store = _Store(backbone, unique, transform, views, seed, cache)
+    store = _Store(backbone, unique, transform, views, seed, cache, processes)
     images = SafeImages(unique, transform, views, seed, [m.nonzero()[0].tolist() for m in ~store.found])
     broken: dict[str, str] = {}
+    size = max(1, batch_size // views)
     waiting = [i for i in range(len(unique)) if not store.found[i].all()]
+    waiting = processes.share_batches(waiting, size)
     bar = tqdm(total=len(waiting), desc="image features", unit="img", disable=not progress or not waiting, leave=False)
     with bar:
-        for batch in image_batches(images, waiting, max(1, batch_size // views), workers):
+        for batch in image_batches(images, waiting, size, workers):
             broken.update(batch.broken)
             if len(batch.pixel_values):
                 with torch.no_grad():
@@ -93,7 +100,10 @@ def frozen_features(
                 store.add(batch.index, batch.view, rows)
             bar.update(batch.count)
     store.flush()
+    reasons = {key: reason for part in processes.gather(broken) for key, reason in part.items()}
+    broken = {item.key: reasons[item.key] for item in unique if item.key in reasons}
     check_broken_share(broken, len(unique), max_broken_share)
+    store.complete()
     place = {item.key: i for i, item in enumerate(unique)}
     good = tuple(item for item in items if item.key not in broken)
     rows = store.rows if store.rows is not None else np.zeros((len(unique), views, backbone.embed_dim), np.float32)
@@ -107,10 +117,11 @@ def as_input(backbone: Backbone, pixels: Tensor) -> Tensor:
 
 
 class _Store:
-    """Rows (N, V, E) being filled: what the cache has, then what is computed."""
+    """Rows (N, V, E) being filled: what the caches of all processes have, then what is computed."""
 
-    def __init__(self, backbone, items, transform, views, seed, cache):
-        self.cache, self.rows = cache, None
+    def __init__(self, backbone, items, transform, views, seed, cache, processes):
+        self.cache, self.processes, self.rows = cache, processes, None
+        self.new: list[tuple[int, int]] = []
         self.found = np.zeros((len(items), views), dtype=bool)
         self.readable = [True] * len(items)
         if cache is None:
@@ -118,7 +129,7 @@ class _Store:
             return
         dtype = next(backbone.parameters()).dtype
         self.namespace = cache.namespace(backbone.fingerprint(), dtype, transform.key())
-        hashes = cache.content_hashes(items)
+        hashes = processes.spread(items, cache.content_hashes)
         self.readable = [sha is not None for sha in hashes]
         fixed = isinstance(transform, TestTransform)  # draws no random numbers: every view is the same
         shown = lambda item, view: () if fixed else (seed, view, item.short_key)
@@ -128,21 +139,32 @@ class _Store:
             self.rows, self.found = rows.reshape(len(items), views, -1), found.reshape(len(items), views)
         else:
             self._create(backbone.embed_dim)
-        self.new: list[tuple[int, int]] = []
+        # a cache may be one machine's own
+        self.found = np.logical_and.reduce(processes.gather(self.found))
 
     def _create(self, width: int) -> None:
         self.rows = np.zeros((*self.found.shape, width), dtype=np.float32)
 
     def add(self, index: Tensor, view: Tensor, rows: np.ndarray) -> None:
         self.rows[index.numpy(), view.numpy()] = rows
-        if self.cache is not None:
-            pairs = zip(index.tolist(), view.tolist())
-            self.new += [(i, v) for i, v in pairs if self.readable[i]]  # without a hash there is no key
+        self.new += zip(index.tolist(), view.tolist())
 
     def flush(self) -> None:
-        if self.cache is not None and self.new:
-            index, view = np.array(self.new).T
-            self.cache.put(self.namespace, [self.keys[i][v] for i, v in self.new], self.rows[index, view])
+        """Keep what this process has computed."""
+        keep = [(i, v) for i, v in self.new if self.readable[i]]  # without a hash there is no key
+        if self.cache is not None and keep:
+            index, view = np.array(keep).T
+            self.cache.put(self.namespace, [self.keys[i][v] for i, v in keep], self.rows[index, view])
+
+    def complete(self) -> None:
+        """Take what the other processes have computed."""
+        if self.processes.count == 1:
+            return
+        step = max(1, ROWS_AT_ONCE // self.rows.shape[-1])
+        for start in range(0, max(self.processes.gather(len(self.new))), step):
+            own = tuple(np.array(self.new[start : start + step], dtype=np.int64).reshape(-1, 2).T)
+            for place, rows in self.processes.gather((own, self.rows[own])):
+                self.rows[place] = rows
 
 
 @dataclass

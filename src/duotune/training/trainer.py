@@ -35,10 +35,11 @@ from ..data.base import ClassificationData, ImageItem, in_order_of
 from ..data.sampling import check_every_class, spread
 from ..data.torch_dataset import ImageDataset, check_images
 from ..data.transforms import Transform
-from ..errors import ArtifactError, ConfigError, TrainingError
+from ..errors import ArtifactError, ConfigError, DataError, TrainingError
 from ..methods.base import Progress
 from ..model import PromptedDetector, PromptedModel
 from ..names import differences
+from ..processes import lost, of_this_run
 from ..reading import because
 from . import checkpoints
 from .arguments import PromptTrainingArguments
@@ -74,6 +75,7 @@ class PromptTrainer(Trainer):
     Attributes:
         cache: the `FeatureCache`, or None.
         bar: the `RunBar`, shown unless `args.disable_tqdm`; `remove_callback(ProgressCallback)` takes it away.
+        processes: all that train this model.
         drawn: how the training images were drawn ("num_shots", "shots_seed"); part of what checkpoints are known by.
             Whoever draws them before handing `data` in may say so here.
         broken: name of each image that was skipped -> why.
@@ -105,6 +107,7 @@ class PromptTrainer(Trainer):
             raise ConfigError("PromptTrainer trains on data (ClassificationData) or on a train_dataset; give one")
         args = copy.copy(args)
         args.train_on(model.backbone.device)
+        self.processes = of_this_run()
         # transformers would look for its own switch on the model, whose name changes between its releases
         self._checkpointing = bool(args.gradient_checkpointing or getattr(args, "activation_checkpointing", None))
         args.gradient_checkpointing = args.activation_checkpointing = False
@@ -124,13 +127,16 @@ class PromptTrainer(Trainer):
             if not data.train:
                 raise ConfigError(f"{data.name} has no training images")
             check_every_class(data, data.train)
-            with args.main_process_first(local=False, desc="image features"):  # the others read its cache
+            with self.processes.together():
                 train_dataset = self._make_dataset(model, args, data.train, transform, training=True)
                 if data.val:
                     eval_dataset = self._make_dataset(model, args, data.val, None, training=False)
-            good = [item for item in data.train if item.key not in self.broken]
-            check_every_class(data, good)
-            self._data = items_identity(good, self._label_bytes)
+                good = [item for item in data.train if item.key not in self.broken]
+                check_every_class(data, good)
+                self._data = items_identity(good, self._label_bytes)
+                for rank, theirs in enumerate(self.processes.gather(self._data)):
+                    if theirs != self._data:
+                        raise DataError(f"process {rank} has other training images than process {self.processes.rank}")
         else:
             self._data = {"training_images": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
         if transform is not None:
@@ -190,7 +196,7 @@ class PromptTrainer(Trainer):
             transform, views = transform or train_transform(backbone), args.views
         else:
             transform, views = transform or evaluation_transform(backbone), 1
-        progress = not args.disable_tqdm
+        progress = not args.disable_tqdm and self.processes.first
         if views and method.needs_frozen_features:
             frozen = frozen_features(
                 backbone,
@@ -203,12 +209,14 @@ class PromptTrainer(Trainer):
                 args.dataloader_num_workers,
                 progress,
                 args.max_broken_share,
+                self.processes,
             )
             self._skip(frozen.broken)
             if not method.needs_pixels:
                 return FeatureDataset(frozen)
             return PixelsAndFeatures(ImageDataset(frozen.items, transform, views, args.seed), frozen.features)
-        items, report = check_images(items, args.dataloader_num_workers, args.max_broken_share)
+        workers, share = args.dataloader_num_workers, args.max_broken_share
+        items, report = check_images(items, workers, share, processes=self.processes)
         self._skip(report.broken)
         return ImageDataset(items, transform, views, args.seed)
 
@@ -278,13 +286,15 @@ class PromptTrainer(Trainer):
 
     def training_step(self, *args, **kwargs) -> Tensor:
         loss = super().training_step(*args, **kwargs)
-        if not torch.isfinite(loss):
+        if self.processes.somewhere(~torch.isfinite(loss)):
             step = self.state.global_step + 1
             rates = ", ".join(f"{g.name} {g.lr:g}" for g in self.model.method.param_groups())
-            raise TrainingError(
-                f"the loss is {loss.item()} at step {step} (epoch {self.progress.epoch + 1} of {self.num_epochs}); "
-                f"{self._where_to_go_on()}; try lower learning rates ({rates})"
-            )
+            with self.processes.together():
+                if not torch.isfinite(loss):
+                    raise TrainingError(
+                        f"the loss is {loss.item()} at step {step} (epoch {self.progress.epoch + 1} of "
+                        f"{self.num_epochs}); {self._where_to_go_on()}; try lower learning rates ({rates})"
+                    )
         return loss
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
@@ -313,11 +323,12 @@ class PromptTrainer(Trainer):
         for remark in self.remarks():
             logger.warning("%s", remark)
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ArtifactError(
-                    f"no complete checkpoint in {self.args.output_dir} to resume from; train without it"
-                )
+            with self.processes.together():
+                resume_from_checkpoint = last_checkpoint(self.args.output_dir)
+                if resume_from_checkpoint is None:
+                    raise ArtifactError(
+                        f"no complete checkpoint in {self.args.output_dir} to resume from; train without it"
+                    )
         try:
             with self._recomputing(self.model.backbone), self._scaling():
                 return super().train(resume_from_checkpoint=resume_from_checkpoint or None, **others)
@@ -327,6 +338,10 @@ class PromptTrainer(Trainer):
                 raise TrainingError(
                     f"no space left on the disk {where}; {self._where_to_go_on()}; free some space"
                 ) from error
+            raise
+        except RuntimeError as error:
+            if self.processes.count > 1 and (gone := lost(error)):
+                raise gone from error
             raise
         finally:
             self.bar.close()
@@ -395,6 +410,8 @@ class PromptTrainer(Trainer):
                 best = self.state.best_model_checkpoint
                 checkpoints.keep_newest(runs, limit, folder, Path(best) if best else None)
         except BaseException as error:
+            if self.processes.count > 1 and lost(error):
+                raise
             why = checkpoints.why_not_written(error, folder)  # before what was written of it is gone
             if self.args.should_save and not checkpoints.is_complete(folder):
                 checkpoints.discard(folder)
@@ -447,6 +464,10 @@ class PromptTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         folder = Path(resume_from_checkpoint)
+        with self.processes.together():
+            self._load_state(folder)
+
+    def _load_state(self, folder: Path) -> None:
         step = checkpoints.check_resumable(folder, self._identity())
         best = read_state(folder, step).get("best_model_checkpoint")
         self._best = Path(self.args.output_dir) / Path(best).name if best else None  # the run may have moved
@@ -483,10 +504,11 @@ class PromptTrainer(Trainer):
         Args:
             dtype: as in `artifacts.save`. Up to 1,024 images are compared under "auto".
         """
-        if self.is_world_process_zero():
-            artifacts.save(self.model, folder, dtype=dtype, probe=list(self._probe()) if dtype == "auto" else None)
-        self.accelerator.wait_for_everyone()
-        artifacts.restore(self.model, folder)
+        with self.processes.together():
+            if self.processes.first:
+                artifacts.save(self.model, folder, dtype=dtype, probe=list(self._probe()) if dtype == "auto" else None)
+            self.processes.gather(None)
+            artifacts.restore(self.model, folder)
         return Path(folder)
 
     def _probe(self) -> Iterator[Mapping[str, Tensor]]:

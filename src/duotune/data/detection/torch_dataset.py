@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ...errors import DataError
+from ...processes import ALONE, Processes
 from ..images import image_size, open_image, probe_image
 from ..torch_dataset import ImageDataset, ImageReport, check_images
 from .base import DetectionItem
@@ -134,7 +135,7 @@ class DetectionDataset(Dataset):
 
 
 def check_detection_images(
-    items: Sequence[DetectionItem], workers: int = 0, max_broken_share: float = 0.01
+    items: Sequence[DetectionItem], workers: int = 0, max_broken_share: float = 0.01, processes: Processes = ALONE
 ) -> tuple[list[DetectionItem], ImageReport]:
     """`check_images`, and each picture's size against its annotation.
 
@@ -144,7 +145,7 @@ def check_detection_images(
     Raises:
         DataError: more than `max_broken_share` cannot be read or are of another size; names the first few.
     """
-    return check_images(items, workers, max_broken_share, probe=_probe)
+    return check_images(items, workers, max_broken_share, probe=_probe, processes=processes)
 
 
 def _probe(item: DetectionItem) -> None:
