@@ -377,7 +377,7 @@ def restore(model: PromptedModel, folder: str | Path) -> None:
         raise ArtifactError(f"{path} is not a readable safetensors file ({reason}); copy the artifact again") from error
     check_tensors(str(path), tensors, model.method.artifact_state(), model.method_name)
     if model.method.config.bound_to_classes:
-        tensors = model.method.in_own_order(tensors, describe(folder).class_names)
+        tensors = dict(model.method.in_own_order(tensors, describe(folder).class_names))
     model.method.load_state_dict(tensors, strict=False)
 
 

@@ -418,7 +418,7 @@ class Detector(Backbone):
         for i, row in enumerate(rows):
             tokens = row.hidden.shape[1]
             hidden[i, :tokens], mask[i, :tokens] = row.hidden[0], row.mask[0]
-            if starts is not None:
+            if starts is not None and row.starts is not None:
                 starts[i, :tokens] = row.starts[0]
         return CaptionFeatures(hidden, mask, starts)
 

@@ -104,6 +104,7 @@ class DPT(Method):
     Config = DPTConfig
     config: DPTConfig
     aux: nn.ModuleList
+    aux_names: tuple[str, ...]
     needs_frozen_features = True
     training_only = ("aux",)
     tells = ("candidates",)

@@ -75,6 +75,9 @@ class InverseProjection(nn.Module):
         projection: the frozen layer d -> e.
     """
 
+    inverse: Tensor
+    bias: Tensor
+
     def __init__(self, projection: nn.Linear):
         super().__init__()
         weight, bias = projection.weight.detach(), projection.bias
