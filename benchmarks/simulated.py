@@ -20,7 +20,7 @@ Only one device can be registered per process: whoever uses it is in a process o
 from __future__ import annotations
 
 import contextlib
-import traceback
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -223,14 +223,14 @@ class Counts:
     """What happened on the device; see the module.
 
     Attributes:
-        by_name: kernels per operation. waits, copied: syncs and blocking copies per kind and place in this project.
+        waits, copied: syncs and blocking copies per kind and line. launched: kernels per operation and line, if asked.
     """
 
     kernels: int = 0
     syncs: int = 0
     copies: int = 0
     blocking: int = 0
-    by_name: Counter = field(default_factory=Counter)
+    launched: Counter = field(default_factory=Counter)
     waits: Counter = field(default_factory=Counter)
     copied: Counter = field(default_factory=Counter)
 
@@ -243,11 +243,15 @@ class SimulatedDevice(TorchDispatchMode):
 
     Attributes:
         counts: of everything since the last `taken`.
+
+    Args:
+        root: lines of files below it are named. by_line: name those that launch kernels too, which takes time.
     """
 
-    def __init__(self, root: str | Path = "duotune"):
+    def __init__(self, root: str | Path, by_line: bool = False):
         super().__init__()
-        self.root, self.kinds = str(root), {}
+        self.root, self.by_line = str(root), by_line
+        self.kinds: dict[Any, _Kind] = {}
         self.counts = Counts()
 
     def __enter__(self) -> SimulatedDevice:
@@ -294,7 +298,8 @@ class SimulatedDevice(TorchDispatchMode):
             self._waited("boolean index")
         if kind.computes:
             counts.kernels += 1
-            counts.by_name[kind.name] += 1
+            if self.by_line:
+                counts.launched[f"{kind.name} at {self._place()}"] += 1
         out = func(*plain_args, **plain_kwargs)
         if not on_device:
             return out
@@ -350,10 +355,13 @@ class SimulatedDevice(TorchDispatchMode):
         self.counts.waits[f"{what} at {self._place()}"] += 1
 
     def _place(self) -> str:
-        """The innermost line of the project's that asked."""
-        for frame in reversed(traceback.extract_stack(limit=60)):
-            if self.root in frame.filename and Path(frame.filename) != Path(__file__):
-                return f"{Path(frame.filename).name}:{frame.lineno} {frame.name}"
+        """The innermost line below `root` that asked."""
+        frame = sys._getframe(2)
+        while frame is not None:
+            name = frame.f_code.co_filename
+            if name.startswith(self.root) and name != __file__:
+                return f"{Path(name).name}:{frame.f_lineno} {frame.f_code.co_name}"
+            frame = frame.f_back
         return "the backward pass"
 
 
