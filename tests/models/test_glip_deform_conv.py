@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -61,15 +63,16 @@ def case(stride=1, padding=1, kernel=(3, 3), size=(5, 6), batch=2, spread=2.0, s
     return {name: t.double().requires_grad_() for name, t in tensors.items()}
 
 
+@pytest.mark.parametrize("backend", ["torch", "sampled"])
 @pytest.mark.parametrize("stride,padding,kernel,size", [
     (1, 1, (3, 3), (5, 6)),
     (2, 1, (3, 3), (5, 6)),
     (2, 1, (3, 3), (1, 1)),
     (1, 0, (1, 3), (4, 3)),
 ])  # fmt: skip
-def test_equals_a_loop_with_gradients(stride, padding, kernel, size):
+def test_equals_a_loop_with_gradients(stride, padding, kernel, size, backend):
     tensors = case(stride, padding, kernel, size)
-    ours = deform_conv2d(**tensors, stride=stride, padding=padding, backend="torch")
+    ours = deform_conv2d(**tensors, stride=stride, padding=padding, backend=backend)
     theirs = naive(**tensors, stride=stride, padding=padding)
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
     cotangent = torch.randn_like(theirs)
@@ -90,14 +93,15 @@ def test_gradcheck():
     )
 
 
+@pytest.mark.parametrize("backend", ["torch", "sampled"])
 @pytest.mark.parametrize("frozen", ["x", "offset", "mask", "weight"])
-def test_gradients_of_the_others_do_not_depend_on_what_is_frozen(frozen):
+def test_gradients_of_the_others_do_not_depend_on_what_is_frozen(frozen, backend):
     tensors = case()
-    full = deform_conv2d(**tensors, padding=1, backend="torch")
+    full = deform_conv2d(**tensors, padding=1, backend=backend)
     cotangent = torch.randn_like(full)
     wanted = [name for name in tensors if name != frozen]
     expected = torch.autograd.grad(full, [tensors[name] for name in wanted], cotangent)
-    part = deform_conv2d(**{**tensors, frozen: tensors[frozen].detach()}, padding=1, backend="torch")
+    part = deform_conv2d(**{**tensors, frozen: tensors[frozen].detach()}, padding=1, backend=backend)
     found = torch.autograd.grad(part, [tensors[name] for name in wanted], cotangent)
     for a, b in zip(found, expected):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
@@ -124,11 +128,12 @@ def test_zero_offsets_are_a_plain_convolution():
     torch.testing.assert_close(out, torch.nn.functional.conv2d(x, weight, stride=2, padding=1), rtol=1e-5, atol=1e-5)
 
 
-def test_samples_far_outside_count_as_zero():
+@pytest.mark.parametrize("backend", ["torch", "sampled"])
+def test_samples_far_outside_count_as_zero(backend):
     x, weight = torch.randn(1, 4, 5, 5), torch.randn(3, 4, 3, 3)
     offset = torch.full((1, 18, 5, 5), 1e30)
     offset[:, ::2] = -1e30
-    out = deform_conv2d(x, offset, torch.ones(1, 9, 5, 5), weight, torch.ones(3), padding=1, backend="torch")
+    out = deform_conv2d(x, offset, torch.ones(1, 9, 5, 5), weight, torch.ones(3), padding=1, backend=backend)
     torch.testing.assert_close(out, torch.ones_like(out))
 
 
@@ -210,9 +215,39 @@ def test_the_plain_way_gives_the_same(settings):
         torch.testing.assert_close(plain, fast, rtol=1e-9, atol=1e-9)
 
 
-def test_the_plain_way_multiplies_in_the_precision_of_the_weights():
+@pytest.mark.parametrize("backend", ["plain", "sampled"])
+def test_the_plain_way_multiplies_in_the_precision_of_the_weights(backend):
     tensors = {name: t.detach().float() for name, t in case().items()}
     tensors["weight"], tensors["bias"] = tensors["weight"].bfloat16(), tensors["bias"].bfloat16()
-    fast, plain = (deform_conv2d(**tensors, padding=1, backend=backend) for backend in ("torch", "plain"))
+    fast, plain = (deform_conv2d(**tensors, padding=1, backend=backend) for backend in ("torch", backend))
     assert fast.dtype == plain.dtype == torch.float32
     assert (fast - plain).norm() < 0.01 * fast.norm()
+
+
+def test_the_operator_of_torchvision_is_taken_where_it_has_a_kernel(monkeypatch):
+    """A stand-in written as a loop: what it is given is what torchvision's takes."""
+
+    def stand_in(input, offset, weight, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), mask=None):
+        calls.append(weight.dtype)
+        assert dilation == (1, 1)
+        return naive(input, offset, mask, weight, bias, stride, padding)
+
+    calls: list[torch.dtype] = []
+    package, ops = types.ModuleType("torchvision"), types.ModuleType("torchvision.ops")
+    package.ops, ops.deform_conv2d = ops, stand_in
+    monkeypatch.setitem(sys.modules, "torchvision", package)
+    monkeypatch.setitem(sys.modules, "torchvision.ops", ops)
+    deform_conv.torchvision_operator.cache_clear()
+    try:
+        tensors = case(stride=2)
+        expected = deform_conv2d(**tensors, stride=2, padding=1)
+        assert not calls, "not on a CPU"
+        monkeypatch.setattr(deform_conv, "OPERATOR_DEVICES", ("cuda", "cpu"))
+        found = deform_conv2d(**tensors, stride=2, padding=1)
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+        cotangent = torch.randn_like(found)
+        for a, b in zip(*(torch.autograd.grad(out, list(tensors.values()), cotangent) for out in (found, expected))):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-11)
+        assert calls == [torch.float64]
+    finally:
+        deform_conv.torchvision_operator.cache_clear()

@@ -8,8 +8,10 @@ each row of the table is a weighted sum of the samples that read it: the same op
 Work goes in chunks of output positions that stay in cache; samples and indices are made again in the backward pass, so
 memory does not grow with taps x positions. What is frozen costs nothing there.
 
-On CUDA torchvision's operator is used when torchvision can be imported; `backend` says otherwise. On a CPU that
-operator is a scalar loop on one thread, so the path below serves there.
+That is for a CPU. On an accelerator each of these calls is a kernel to be launched, and a sort whose result has to be
+known makes the host wait. There torchvision's operator is used if it can be imported, and otherwise all samples of all
+taps are taken by one `grid_sample`; `backend` says otherwise. On a CPU torchvision's operator is a scalar loop on one
+thread.
 """
 
 from __future__ import annotations
@@ -33,6 +35,12 @@ JOINED_BYTES = 1 << 20
 more than what they compute."""
 
 SUM = 0  # mode of `embedding_bag`
+
+OPERATOR_DEVICES = ("cuda",)
+"""Where torchvision's operator is a kernel of its own."""
+
+KEPT_GRIDS = 64
+"""Sizes of maps for which places of taps are kept on their device: a pyramid of five needs 13 of at most 1 MB each."""
 
 
 @functools.lru_cache(1)
@@ -267,6 +275,104 @@ def _plain(
     return out.to(x.dtype).view(batch, -1, *out_size)
 
 
+@functools.lru_cache(KEPT_GRIDS)
+def _places(
+    size: tuple[int, int],
+    out_size: tuple[int, int],
+    kernel: tuple[int, int],
+    stride: int,
+    padding: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """(2, K, Ho, Wo): row and column of every tap where offsets are 0, in the units of `grid_sample` (-1 to 1)."""
+    with torch.inference_mode(False):
+        found = []
+        for axis in (0, 1):
+            base = torch.arange(out_size[axis], dtype=dtype, device=device) * stride - padding
+            tap = torch.arange(kernel[axis], dtype=dtype, device=device)
+            tap, base = (tap[:, None], base[:, None]) if axis == 0 else (tap[None], base[None])
+            place = tap.expand(kernel).reshape(-1, 1, 1) + base.expand(out_size)
+            found.append((2 * place + 1) / size[axis] - 1)
+        return torch.stack(found)
+
+
+class _Sampled(torch.autograd.Function):
+    """As `deform_conv2d` in few launches: one `grid_sample` of all taps and one product.
+
+    Samples are not kept but taken again in the backward pass: over all layers they would be gigabytes.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        offset: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: int,
+        padding: int,
+    ) -> Tensor:
+        ctx.where = (tuple(x.shape[-2:]), tuple(mask.shape[-2:]), tuple(weight.shape[-2:]), stride, padding)
+        ctx.save_for_backward(x, offset, mask, weight)
+        samples = _Sampled.samples(x, _Sampled.grid(ctx, offset), mask.shape[1])
+        kernel = weight.flatten(1).expand(len(x), -1, -1)
+        columns = (samples * mask[:, None].flatten(3)).to(kernel.dtype).flatten(1, 2)
+        start = kernel.new_zeros(1) if bias is None else bias.to(kernel.dtype)[:, None]
+        return torch.baddbmm(start, kernel, columns).to(x.dtype).view(len(x), -1, *mask.shape[-2:])
+
+    @staticmethod
+    def grid(ctx: Any, offset: Tensor) -> Tensor:
+        """(B, K Ho, Wo, 2), x before y."""
+        size, out_size, kernel, *_ = ctx.where
+        places = _places(*ctx.where, offset.dtype, offset.device)
+        offset = offset.view(len(offset), -1, 2, *out_size)
+        grid = offset.new_empty(*offset.shape[:2], *out_size, 2)
+        for axis in (0, 1):
+            torch.add(places[axis], offset[:, :, axis], alpha=2 / size[axis], out=grid[..., 1 - axis])
+            # what lies further out than a cell reads zeros, however far
+            grid[..., 1 - axis].clamp_(-1 - 3 / size[axis], 1 + 3 / size[axis])
+        return grid.flatten(1, 2)
+
+    @staticmethod
+    def samples(x: Tensor, grid: Tensor, taps: int) -> Tensor:
+        """(B, C, K, Ho Wo)."""
+        found = torch.grid_sampler_2d(x, grid, 0, 0, False)  # bilinear, zeros outside
+        return found.view(*x.shape[:2], taps, -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, offset, mask, weight = ctx.saved_tensors
+        need_x, need_offset, need_mask, need_weight, need_bias, *_ = ctx.needs_input_grad
+        grad_x = grad_offset = grad_mask = grad_weight = None
+        flat = grad.flatten(2)
+        grad_bias = flat.sum((0, 2)) if need_bias else None
+        grid, planes = _Sampled.grid(ctx, offset), mask[:, None].flatten(3)
+        with torch.autocast(grad.device.type, enabled=False):
+            samples = _Sampled.samples(x, grid, mask.shape[1]) if need_mask or need_weight else None
+            if need_weight:
+                columns = (samples * planes).to(weight.dtype).flatten(1, 2)
+                grad_weight = torch.bmm(flat.to(weight.dtype), columns.transpose(1, 2)).sum(0).view_as(weight)
+            if need_x or need_offset or need_mask:
+                back = weight.flatten(1).t().expand(len(x), -1, -1)
+                found = torch.bmm(back, flat.to(weight.dtype)).to(x.dtype).view(*x.shape[:2], *planes.shape[2:])
+                if need_mask:
+                    grad_mask = (found * samples).sum(1).view_as(mask)
+                if need_x or need_offset:
+                    found = (found * planes).view(*x.shape[:2], *grid.shape[1:3])
+                    wanted = [need_x, need_offset]
+                    grad_x, grad_grid = torch.ops.aten.grid_sampler_2d_backward(found, x, grid, 0, 0, False, wanted)
+                if need_offset:
+                    grad_offset, size = torch.empty_like(offset), ctx.where[0]
+                    parts = grad_offset.view(len(offset), -1, 2, *mask.shape[-2:])
+                    grad_grid = grad_grid.view(*parts[:, :, 0].shape, 2)
+                    for axis in (0, 1):
+                        torch.mul(grad_grid[..., 1 - axis], 2 / size[axis], out=parts[:, :, axis])
+        return grad_x, grad_offset, grad_mask, grad_weight, grad_bias, None, None
+
+
 def deform_conv2d(
     x: Tensor,
     offset: Tensor,
@@ -275,7 +381,7 @@ def deform_conv2d(
     bias: Tensor | None = None,
     stride: int = 1,
     padding: int = 0,
-    backend: Literal["auto", "torch", "torchvision", "plain"] = "auto",
+    backend: Literal["auto", "torch", "torchvision", "sampled", "plain"] = "auto",
 ) -> Tensor:
     """Modulated deformable convolution, one group, dilation 1.
 
@@ -284,9 +390,8 @@ def deform_conv2d(
         offset: (B, 2 K, Ho, Wo), per tap (row-major) dy, dx in cells. mask: (B, K, Ho, Wo).
         weight: (O, C, kh, kw), K = kh kw; where it is of less precision than x, columns are rounded to it before they
             are multiplied. bias: (O,) or None.
-        backend: "torch" for the path of this module, "torchvision" for its operator, "plain" for one `grid_sample` and
-            one product, "auto" for the plain way where torch compiles or exports, else for torchvision's on CUDA if it
-            can be imported.
+        backend: "torch" for the path that suits a CPU, "torchvision" for its operator, "sampled" for one `grid_sample`
+            of all taps, "plain" for the same in operations that torch can record; "auto" for what suits x and is there.
 
     Returns:
         (B, O, Ho, Wo); in channels-last memory from the path of this module.
@@ -307,14 +412,17 @@ def deform_conv2d(
             raise ValueError(f"{name} should be {(batch, planes, *out_size)}, got {tuple(tensor.shape)}")
     if weight.shape[1] != channels:
         raise ValueError(f"weight reads {weight.shape[1]} channels, the input has {channels}")
-    if backend == "plain" or (backend == "auto" and traced()):
+    if backend == "auto":
+        backend = _suited(x)
+    if backend == "plain":
         return _plain(x, offset, mask, weight, bias, stride, padding)
-    if backend == "torchvision" or (backend == "auto" and x.is_cuda):
+    if backend == "sampled":
+        return _Sampled.apply(x, offset.contiguous(), mask.contiguous(), weight, bias, stride, padding)
+    if backend == "torchvision":
         operator = torchvision_operator()
-        if operator is not None:
-            return operator(x, offset, weight.to(x.dtype), bias, stride=stride, padding=padding, mask=mask)
-        if backend == "torchvision":
-            raise ImportError("torchvision cannot be imported here; use backend='torch'")
+        if operator is None:
+            raise ImportError("torchvision cannot be imported here; use another backend")
+        return operator(x, offset, weight.to(x.dtype), bias, stride=stride, padding=padding, mask=mask)
     table = x.permute(0, 2, 3, 1).reshape(batch, height * width, channels)
     kernel = weight.permute(2, 3, 1, 0).reshape(taps * channels, -1)
     images = 1
@@ -325,6 +433,15 @@ def deform_conv2d(
     where = _Geometry((height, width), out_size, (kernel_height, kernel_width), stride, padding, images)
     out = _DeformConv.apply(table, offset, mask, kernel, bias, where)
     return out.view(batch, *out_size, -1).permute(0, 3, 1, 2)
+
+
+def _suited(x: Tensor) -> Literal["torch", "torchvision", "sampled", "plain"]:
+    """What "auto" stands for."""
+    if traced():
+        return "plain"
+    if x.device.type in OPERATOR_DEVICES and torchvision_operator() is not None:
+        return "torchvision"
+    return "torch" if x.device.type == "cpu" else "sampled"
 
 
 class ModulatedDeformConv(nn.Module):
