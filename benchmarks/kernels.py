@@ -140,9 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     known = "; ".join(f"{name}: {what}" for name, (what, _) in CASES.items())
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{known}; all if left out")
     parser.add_argument("--quick", action="store_true", help="tiny shapes, to try the command itself")
-    parser.add_argument(
-        "--where", action="store_true", help="tell the lines that launch most and all that wait"
-    )
+    parser.add_argument("--where", action="store_true", help="tell the lines that launch most and all that wait")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also append the results to this file")
     options = parser.parse_args(arguments)
     if unknown := set(options.names) - set(CASES):

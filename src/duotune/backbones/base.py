@@ -507,7 +507,8 @@ class Detector(Backbone):
             if not any(caption.tokens):
                 raise ClassNamesError(f"the caption {caption.text!r} has no token of any class")
         with full_precision(self.device):
-            return self._decode(output.raw, captions, torch.as_tensor(image_sizes), target_sizes, limits)
+            sizes = [s if s is None else torch.as_tensor(s).cpu() for s in (image_sizes, target_sizes)]
+        return self._decode(output.raw, captions, *sizes, limits)
 
     @abc.abstractmethod
     def _decode(

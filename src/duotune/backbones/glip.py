@@ -176,9 +176,9 @@ class GlipBackbone(Detector):
 
 def glip_labels(label: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Boxes with width = x2 - x1 -> GLIP's inclusive corners, one pixel of the original picture less."""
-    boxes = label["boxes"].float()
-    pixel = torch.as_tensor(label.get("scale", (1.0, 1.0)), dtype=boxes.dtype, device=boxes.device)
-    return {
-        "boxes": torch.cat([boxes[:, :2], torch.maximum(boxes[:, :2], boxes[:, 2:] - pixel)], 1),
-        "positive_map": label["positive_map"],
-    }
+    boxes, pixel = label["boxes"].float(), label.get("scale", (1.0, 1.0))
+    if isinstance(pixel, Tensor):  # numbers of the host need no copy to where the boxes are
+        pixel = pixel.tolist() if pixel.device.type == "cpu" else pixel.to(boxes.dtype)
+    low = boxes[:, :2]
+    high = torch.stack([boxes[:, 2 + axis] - pixel[axis] for axis in (0, 1)], 1)
+    return {"boxes": torch.cat([low, torch.maximum(low, high)], 1), "positive_map": label["positive_map"]}

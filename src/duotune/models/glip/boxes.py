@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-CODE_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+SHIFT_WEIGHT, SIZE_WEIGHT = 10.0, 5.0  # numbers, not tensors: those would have to be copied to an accelerator
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
@@ -42,15 +42,14 @@ def encode_boxes(boxes: Tensor, anchors: Tensor) -> Tensor:
     """Boxes relative to anchors, both (N, 4) -> (N, 4): shift over the anchor's size, log size ratio, weighted."""
     size, anchor_size = boxes[:, 2:] - boxes[:, :2] + 1, anchors[:, 2:] - anchors[:, :2] + 1
     shift = (centers(boxes) - centers(anchors)) / anchor_size
-    return torch.cat([shift, (size / anchor_size).log()], 1) * boxes.new_tensor(CODE_WEIGHTS)
+    return torch.cat([shift * SHIFT_WEIGHT, (size / anchor_size).log() * SIZE_WEIGHT], 1)
 
 
 def decode_boxes(deltas: Tensor, anchors: Tensor) -> Tensor:
     """Inverse of `encode_boxes`; size ratios are limited to 62.5."""
-    deltas = deltas / deltas.new_tensor(CODE_WEIGHTS)
     anchor_size = anchors[:, 2:] - anchors[:, :2] + 1
-    centre = deltas[:, :2] * anchor_size + centers(anchors)
-    half = (deltas[:, 2:].clamp(max=MAX_LOG_SCALE).exp() * anchor_size - 1) / 2
+    centre = deltas[:, :2] / SHIFT_WEIGHT * anchor_size + centers(anchors)
+    half = ((deltas[:, 2:] / SIZE_WEIGHT).clamp(max=MAX_LOG_SCALE).exp() * anchor_size - 1) / 2
     return torch.cat([centre - half, centre + half], 1)
 
 

@@ -87,10 +87,10 @@ def build_targets(
     if length == max_text_tokens:
         nothing[0, -1] = 1
     tokens = torch.cat([rows, nothing])[matched]  # -1 is the last row
-    deltas = every.new_zeros(len(every), 4)
-    positive = matched >= 0
-    deltas[positive] = encode_boxes(boxes[matched[positive]], every[positive])
-    return Targets(matched, tokens, deltas)
+    # background has its anchor as its box, which is 0 relative to it; a row per anchor, as how many are positive is
+    # known to the device alone
+    goal = torch.where((matched >= 0)[:, None], torch.cat([boxes, every[:1]])[matched], every)
+    return Targets(matched, tokens, encode_boxes(goal, every))
 
 
 def token_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma: float = 2.0) -> Tensor:
@@ -101,6 +101,11 @@ def token_focal_loss(logits: Tensor, targets: Tensor, alpha: float = 0.25, gamma
     return cross_entropy * error**gamma * (alpha * targets + (1 - alpha) * (1 - targets))
 
 
+def area(sides: Tensor) -> Tensor:
+    """(…, 2) -> (…). Not `prod`, whose gradient asks the device whether there are zeros."""
+    return sides[..., 0] * sides[..., 1]
+
+
 def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """1 - generalised IoU (Rezatofighi et al., arXiv 1902.09630) of boxes (N, 4) -> (N,).
 
@@ -108,9 +113,9 @@ def giou_loss(predicted: Tensor, target: Tensor) -> Tensor:
     """
     low_p, high_p = predicted[:, :2], torch.maximum(predicted[:, :2], predicted[:, 2:])
     low_t, high_t = target[:, :2], target[:, 2:]
-    inter = (torch.minimum(high_p, high_t) - torch.maximum(low_p, low_t)).clamp(min=0).prod(1)
-    hull = (torch.maximum(high_p, high_t) - torch.minimum(low_p, low_t)).prod(1) + 1e-7
-    union = (high_p - low_p).prod(1) + (high_t - low_t).prod(1) - inter + 1e-7
+    inter = area((torch.minimum(high_p, high_t) - torch.maximum(low_p, low_t)).clamp(min=0))
+    hull = area(torch.maximum(high_p, high_t) - torch.minimum(low_p, low_t)) + 1e-7
+    union = area(high_p - low_p) + area(high_t - low_t) - inter + 1e-7
     return 1 - (inter / union - (hull - union) / hull)
 
 
@@ -145,14 +150,18 @@ def detection_losses(
     focal = token_focal_loss(token_logits, torch.stack([t.tokens for t in targets]), alpha, gamma)
     token_loss = (focal * (text_mask != 0)[:, None, :]).sum() / count
 
-    deltas = torch.stack([t.deltas for t in targets])[positive]
-    chosen = anchors.expand(len(targets), -1, -1)[positive]
-    weight = centerness_targets(deltas, chosen)
+    # Every anchor has a row in what follows, and those of background count nothing: picking the positive ones would
+    # make the host wait to know how many there are. Zeros in their places have finite losses and no gradient.
+    of_boxes = lambda values: values.flatten(0, 1)
+    inside, goal = of_boxes(positive), of_boxes(torch.stack([t.deltas for t in targets]))
+    every = of_boxes(anchors.expand(len(targets), -1, -1))
+    weight = torch.where(inside, centerness_targets(goal, every), 0.0)
     total = mean_over_processes(weight.sum(), least=torch.finfo(weight.dtype).tiny)
-    boxes = giou_loss(decode_boxes(box_deltas[positive], chosen), decode_boxes(deltas, chosen))
-    # Without positives both sums are of empty tensors: 0, and the total must not divide them.
-    box_loss = (boxes * weight).sum() / total
-    centre_loss = F.binary_cross_entropy_with_logits(centerness[positive], weight, reduction="sum") / count
+    found = torch.where(inside[:, None], of_boxes(box_deltas), 0.0)
+    box_loss = (giou_loss(decode_boxes(found, every), decode_boxes(goal, every)) * weight).sum() / total
+    told = torch.where(inside, of_boxes(centerness), 0.0)
+    centre = F.binary_cross_entropy_with_logits(told, weight, reduction="none")
+    centre_loss = torch.where(inside, centre, 0.0).sum() / count
     return {
         "loss_token": token_loss,
         "loss_box": box_weight * box_loss,

@@ -6,12 +6,15 @@ those of the official GLIP checkpoints.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from ...tracing import traced
 
 WindowTokens: TypeAlias = Callable[[int, int, Tensor], "Tensor | None"]
 """`(stage, block, hidden (B, H, W, C)) -> (n, C) or (B, n, C)` learned tokens for all windows of a block, or None."""
@@ -46,6 +49,13 @@ def window_merge(x: Tensor, window: int, height: int, width: int) -> Tensor:
     batch, _, _, channels = x.shape
     x = x.view(batch, height // window, width // window, window, window, channels)
     return x.permute(0, 1, 3, 2, 4, 5).reshape(batch, height, width, channels)
+
+
+@functools.lru_cache(64)
+def kept_shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
+    """`shift_mask`, kept on its device; nobody may change it."""
+    with torch.inference_mode(False):  # it may be needed where gradients are
+        return shift_mask(height, width, window, shift, device)
 
 
 def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device) -> Tensor:
@@ -175,7 +185,7 @@ class SwinStage(nn.Module):
     def forward(self, x: Tensor, stage: int, tokens: WindowTokens | None = None) -> Tensor:
         window = self.window
         height, width = x.shape[1] + -x.shape[1] % window, x.shape[2] + -x.shape[2] % window
-        mask = shift_mask(height, width, window, window // 2, x.device)
+        mask = (shift_mask if traced() else kept_shift_mask)(height, width, window, window // 2, x.device)
         for index, block in enumerate(self.blocks):
             x = block(x, mask, tokens(stage, index, x) if tokens is not None else None)
         return x

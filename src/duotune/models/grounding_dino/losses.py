@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from ...precision import wide
 from ...processes import mean_over_processes
-from ..glip.losses import token_focal_loss
+from ..glip.losses import area, token_focal_loss
 
 UNLIKELY = 1e9
 """Cost in place of one that is no finite number: such a pair is matched where there is no other."""
@@ -85,13 +85,12 @@ def corners(boxes: Tensor) -> Tensor:
 def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
     """Generalised IoU (Rezatofighi et al., arXiv 1902.09630) of xyxy boxes (…, 4), broadcast, -> (…)."""
     tiny = torch.finfo(boxes.dtype).tiny
-    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
-    other_area = (others[..., 2:] - others[..., :2]).prod(-1)
+    own, other = area(boxes[..., 2:] - boxes[..., :2]), area(others[..., 2:] - others[..., :2])
     low, high = torch.maximum(boxes[..., :2], others[..., :2]), torch.minimum(boxes[..., 2:], others[..., 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
-    union = (area + other_area - inter).clamp(min=tiny)
+    inter = area((high - low).clamp(min=0))
+    union = (own + other - inter).clamp(min=tiny)
     low, high = torch.minimum(boxes[..., :2], others[..., :2]), torch.maximum(boxes[..., 2:], others[..., 2:])
-    hull = (high - low).prod(-1).clamp(min=tiny)
+    hull = area(high - low).clamp(min=tiny)
     return inter / union - (hull - union) / hull
 
 
