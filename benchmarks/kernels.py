@@ -102,6 +102,10 @@ CASES: dict[str, tuple[str, Callable[[bool], Case]]] = {
 
 
 def moved(values: Any) -> Any:
+    """On the device; whole numbers of feature maps (sizes) stay on the host, as in training from kept maps."""
+    if isinstance(values, dict) and "feature_maps" in values:
+        maps = [m.to(DEVICE) if m.is_floating_point() else m for m in values["feature_maps"]]
+        return {"feature_maps": maps, "labels": moved(values["labels"])}
     return tree.tree_map(lambda x: x.to(DEVICE) if isinstance(x, Tensor) else x, values)
 
 

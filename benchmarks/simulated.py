@@ -178,7 +178,16 @@ def _apply_tied(module: torch.nn.Module, fn: Any, recurse: bool = True) -> torch
     return module
 
 
-ALLOCATIONS = {"_unsafe_view", "empty"} | {"empty_like", "new_empty", "empty_strided", "new_empty_strided", "resize_", "lift_fresh"}
+ALLOCATIONS = {
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+    "lift_fresh",
+    "_unsafe_view",
+}
 WAITING = {
     "_local_scalar_dense": "item",
     "equal": "equal",

@@ -256,15 +256,21 @@ class GroundingDinoBackbone(Detector):
         """Boxes of one picture."""
         limit = int(limits.get("max_detections", self.max_detections))
         scores = class_scores(raw.logits[index], caption.tokens)
-        best = scores.flatten().topk(min(limit, scores.numel()))
-        keep = best.values > limits.get("score_threshold", 0.0)
-        values, pairs = best.values[keep], best.indices[keep]
-        queries, labels = pairs // scores.shape[1], pairs % scores.shape[1]
+        values, pairs = scores.flatten().topk(min(limit, scores.numel()))
+        classes = scores.shape[1]
+        told = [
+            raw.boxes[index, pairs // classes].float(),
+            values[:, None],
+            (pairs % classes).to(values.dtype)[:, None],
+        ]
+        rows = torch.cat(told, 1).cpu()  # one copy: what follows is few boxes, and asks how many there are
+        rows = rows[rows[:, 4] > limits.get("score_threshold", 0.0)]
+        values, labels = rows[:, 4], rows[:, 5].long()
         # in pixels of the input first: boxes are relative to what the model took for the picture
         (height, width), (image_height, image_width) = raw.sizes[index, :2].tolist(), [int(side) for side in image_size]
         new_height, new_width = [int(side) for side in target_size]
         x, y = width * new_width / image_width, height * new_height / image_height
-        boxes = corners(raw.boxes[index, queries].float()) * values.new_tensor([x, y, x, y])
+        boxes = corners(rows[:, :4]) * values.new_tensor([x, y, x, y])
         boxes = torch.minimum(boxes.clamp(min=0), values.new_tensor([new_width, new_height] * 2))
         if limits.get("nms_threshold") is not None:
             inclusive = boxes - boxes.new_tensor([0, 0, 1, 1])

@@ -353,7 +353,10 @@ def with_maps(backbone: Detector, batch: dict[str, Any]) -> dict[str, Any]:
         return batch
     batch, device = dict(batch), backbone.device
     maps = [
-        picture_maps(backbone, p) if isinstance(p, Tensor) else [m.to(device, non_blocking=True) for m in p]
+        # whole numbers, such as sizes, are read on the host
+        picture_maps(backbone, p)
+        if isinstance(p, Tensor)
+        else [m.to(device, non_blocking=True) if m.is_floating_point() else m for m in p]
         for p in batch.pop("pictures")
     ]
     if len({tuple(m.shape for m in levels) for levels in maps}) > 1:

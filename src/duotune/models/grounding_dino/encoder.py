@@ -11,15 +11,18 @@ more than 50,000 below the maximum, which has no weight anyway.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ...tracing import traced
 from ..glip.fusion import BidirectionalAttention, FusionPrompts
 from .text import sentence_mask, sentence_positions
 
@@ -45,38 +48,61 @@ class Layout:
         masks: per level (B, h, w) bool, false where the picture is padded.
         mask: (B, N), the same, flat.
         ratios: (B, levels, 2), share of each level's width and height that is image.
+        shape_tensor: (levels, 2) int64. level_starts: (levels,) int64, first position of each level.
+        padded: whether any position is no image.
     """
 
     shapes: list[tuple[int, int]]
     masks: list[Tensor]
     mask: Tensor
     ratios: Tensor
+    shape_tensor: Tensor
+    level_starts: Tensor
+    padded: bool
 
     @classmethod
     def of(cls, maps: Sequence[Tensor], sizes: Tensor) -> Layout:
         """sizes: (B, 4), height and width of the pictures, then those that they are padded to."""
-        shapes = [tuple(m.shape[-2:]) for m in maps]
-        device, (height, width) = maps[0].device, sizes[:, 2:].amax(0).tolist()
-        sizes = sizes.to(device)
-        inside = [torch.arange(n, device=device)[None] < sizes[:, axis, None] for axis, n in ((0, height), (1, width))]
-        masks = []
-        for shape in shapes:  # as nearest-neighbour interpolation of the pixel mask
-            rows, cols = (F.interpolate(m[None].float(), n)[0].bool() for m, n in zip(inside, shape))
-            masks.append(rows[:, :, None] & cols[:, None, :])
-        count = lambda line: line.sum(1).to(maps[0].dtype) / line.shape[1]
-        ratios = torch.stack([torch.stack([count(m[:, 0]), count(m[:, :, 0])], 1) for m in masks], 1)
-        return cls(shapes, masks, torch.cat([m.flatten(1) for m in masks], 1), ratios)
+        shapes = tuple(tuple(m.shape[-2:]) for m in maps)
+        make = _layout if traced() else _kept_layout
+        return make(shapes, tuple(map(tuple, sizes.tolist())), maps[0].dtype, maps[0].device)
 
-    @property
-    def shape_tensor(self) -> Tensor:
-        """(levels, 2) int64."""
-        return torch.tensor(self.shapes, dtype=torch.long, device=self.mask.device)
 
-    @property
-    def level_starts(self) -> Tensor:
-        """(levels,) int64, first position of each level."""
-        lengths = self.shape_tensor.prod(1)
-        return lengths.cumsum(0) - lengths
+def _layout(
+    shapes: tuple[tuple[int, int], ...],
+    sizes: tuple[tuple[int, int, int, int], ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Layout:
+    """A `Layout`, made on the host and copied."""
+    own = torch.tensor(sizes)
+    height, width = own[:, 2:].amax(0).tolist()
+    inside = [torch.arange(n)[None] < own[:, axis, None] for axis, n in ((0, height), (1, width))]
+    masks = []
+    for shape in shapes:  # as nearest-neighbour interpolation of the pixel mask
+        rows, cols = (F.interpolate(m[None].float(), n)[0].bool() for m, n in zip(inside, shape))
+        masks.append(rows[:, :, None] & cols[:, None, :])
+    count = lambda line: line.sum(1).to(dtype) / line.shape[1]
+    ratios = torch.stack([torch.stack([count(m[:, 0]), count(m[:, :, 0])], 1) for m in masks], 1)
+    mask = torch.cat([m.flatten(1) for m in masks], 1)
+    lengths = torch.tensor([h * w for h, w in shapes])
+    there = lambda x: x.to(device, non_blocking=True)
+    return Layout(
+        list(shapes),
+        [there(m) for m in masks],
+        there(mask),
+        there(ratios),
+        there(torch.tensor(shapes)),
+        there(lengths.cumsum(0) - lengths),
+        not bool(mask.all()),
+    )
+
+
+@functools.lru_cache(16)
+def _kept_layout(*where: Any) -> Layout:
+    """Pictures of one size come again and again."""
+    with torch.inference_mode(False):  # it may be needed where gradients are
+        return _layout(*where)
 
 
 def flatten(maps: Sequence[Tensor]) -> Tensor:
@@ -124,7 +150,7 @@ def fuse(
         "spatial_shapes_list": layout.shapes,
         "level_start_index": layout.level_starts,
     }
-    visual_mask = None if bool(layout.mask.all()) else layout.mask
+    visual_mask = layout.mask if layout.padded else None
     sees = sentence_mask(starts)
     text_positions = sine_positions(sentence_positions(starts), core.config.d_model, text.dtype)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -71,8 +72,8 @@ class Target:
         size: (2,) height and width of the picture in pixels. length: T.
         """
         height, width = size.tolist()
-        low, high = boxes[:, :2], boxes[:, 2:]
-        boxes = torch.cat([(low + high) / 2, high - low], 1) / boxes.new_tensor([width, height, width, height])
+        x1, y1, x2, y2 = boxes.unbind(1)
+        boxes = torch.stack([(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height], 1)
         rows = (positive_map[:, :length] != 0).to(boxes)
         return cls(boxes, F.pad(rows, (0, length - rows.shape[1])))
 
@@ -95,55 +96,88 @@ def generalized_iou(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def match(
-    logits: Tensor, boxes: Tensor, target: Target, text_mask: Tensor, weights: LossWeights
-) -> tuple[Tensor, Tensor]:
-    """One picture's queries and the boxes that they are responsible for: two (min(Q, M),) int64 tensors.
+def costs(logits: Tensor, boxes: Tensor, target: Target, text_mask: Tensor, weights: LossWeights) -> Tensor:
+    """(…, Q, M): what it costs to make a query responsible for a box of one picture, always finite.
 
     The token cost of a pair is the mean, over the tokens of the box's phrase, of what the focal loss would be with
     this token positive less what it would be with it negative.
 
     Args:
-        logits: (Q, T). boxes: (Q, 4). text_mask: (T,), nonzero for tokens of the caption.
+        logits: (…, Q, T). boxes: (…, Q, 4). text_mask: (T,), nonzero for tokens of the caption.
     """
-    from scipy.optimize import linear_sum_assignment
-
-    if not len(target.boxes):
-        return (torch.empty(0, dtype=torch.long, device=boxes.device),) * 2
     gain = token_focal_loss(logits, torch.ones_like(logits), weights.alpha, weights.gamma)
     gain = gain - token_focal_loss(logits, torch.zeros_like(logits), weights.alpha, weights.gamma)
     tokens = target.tokens * (text_mask != 0)
     token_cost = gain @ (tokens / tokens.sum(1, keepdim=True).clamp(min=1)).T
     box_cost = torch.cdist(boxes, target.boxes, p=1)
-    giou_cost = -generalized_iou(corners(boxes)[:, None], corners(target.boxes)[None])
+    giou_cost = -generalized_iou(corners(boxes)[..., None, :], corners(target.boxes))
     cost = weights.token_cost * token_cost + weights.box_cost * box_cost + weights.giou_cost * giou_cost
-    cost = torch.nan_to_num(cost, nan=UNLIKELY, posinf=UNLIKELY, neginf=-UNLIKELY)
-    rows, columns = linear_sum_assignment(cost.cpu().numpy())
-    return torch.as_tensor(rows, device=boxes.device), torch.as_tensor(columns, device=boxes.device)
+    return torch.nan_to_num(cost, nan=UNLIKELY, posinf=UNLIKELY, neginf=-UNLIKELY)
+
+
+def match_all(
+    logits: Tensor, boxes: Tensor, targets: Sequence[Target], text_mask: Tensor, weights: LossWeights
+) -> Tensor:
+    """Hungarian matching of every output with every picture, in one copy to the host and one back.
+
+    Args:
+        logits: (O, B, Q, T). boxes: (O, B, Q, 4). text_mask: (B, T).
+
+    Returns:
+        (4, O n) int64: output, picture, query, and the box that it is responsible for, counted through all pictures; n
+        is the sum of min(Q, M), and pairs come output after output.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    outputs, pictures, queries = logits.shape[:3]
+    found = [costs(logits[:, i], boxes[:, i], t, text_mask[i], weights).flatten() for i, t in enumerate(targets)]
+    flat = torch.cat(found).cpu().numpy() if found else np.zeros(0)
+    sizes = [len(target.boxes) for target in targets]
+    starts = np.cumsum([0, *sizes])
+    pairs = []
+    for output in range(outputs):
+        for picture, count in enumerate(sizes):
+            start = outputs * queries * int(starts[picture]) + output * queries * count
+            cost = flat[start : start + queries * count].reshape(queries, count)
+            rows, columns = linear_sum_assignment(cost) if count else (np.zeros(0, int), np.zeros(0, int))
+            same = np.ones_like(rows)
+            pairs.append(np.stack([output * same, picture * same, rows, starts[picture] + columns]))
+    return torch.from_numpy(np.concatenate(pairs, 1)).to(logits.device, non_blocking=True)
+
+
+def match(
+    logits: Tensor, boxes: Tensor, target: Target, text_mask: Tensor, weights: LossWeights
+) -> tuple[Tensor, Tensor]:
+    """One picture's queries and the boxes that they are responsible for: two (min(Q, M),) int64 tensors.
+
+    Args:
+        logits: (Q, T). boxes: (Q, 4). text_mask: (T,), nonzero for tokens of the caption.
+    """
+    _, _, rows, columns = match_all(logits[None, None], boxes[None, None], [target], text_mask[None], weights)
+    return rows, columns
 
 
 def output_losses(
-    prediction: Prediction, targets: Sequence[Target], text_mask: Tensor, weights: LossWeights, count: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Weighted focal, L1 and GIoU losses of one output, scalars.
+    predictions: Sequence[Prediction], targets: Sequence[Target], text_mask: Tensor, weights: LossWeights, count: Tensor
+) -> Tensor:
+    """Weighted focal, L1 and GIoU losses of each output, (3, O).
 
     Args:
+        predictions: O of them, of the same sizes.
         text_mask: (B, T), nonzero for tokens of the caption. count: what sums are divided by.
     """
-    logits, boxes = wide(prediction.logits), wide(prediction.boxes)
+    logits, boxes = (torch.stack([wide(v) for v in part]) for part in zip(*((p.logits, p.boxes) for p in predictions)))
+    output, picture, query, row = match_all(logits, boxes, targets, text_mask, weights)
+    true, tokens = (torch.cat(part) for part in zip(*((t.boxes, t.tokens) for t in targets)))
     wanted = torch.zeros_like(logits)
-    found, true = [], []
-    for index, target in enumerate(targets):
-        queries, rows = match(logits[index], boxes[index], target, text_mask[index], weights)
-        wanted[index, queries] = target.tokens[rows]
-        found.append(boxes[index, queries])
-        true.append(target.boxes[rows])
+    wanted[output, picture, query] = tokens[row]
     focal = token_focal_loss(logits, wanted, weights.alpha, weights.gamma)
-    token = (focal * (text_mask != 0)[:, None]).sum() / count
-    found, true = torch.cat(found), torch.cat(true)
-    box = (found - true).abs().sum() / count
-    giou = (1 - generalized_iou(corners(found), corners(true))).sum() / count
-    return weights.token * token, weights.box * box, weights.giou * giou
+    token = (focal * (text_mask != 0)[:, None]).sum((1, 2, 3))
+    found, true = boxes[output, picture, query], true[row]
+    each = lambda values: values.view(len(logits), len(row) // len(logits)).sum(1)
+    box = each((found - true).abs().sum(1))
+    giou = each(1 - generalized_iou(corners(found), corners(true)))
+    return torch.stack([weights.token * token, weights.box * box, weights.giou * giou]) / count
 
 
 def detection_losses(
@@ -164,11 +198,18 @@ def detection_losses(
     """
     boxes = wide(layers[-1].boxes)
     targets = [Target(target.boxes.to(boxes), target.tokens.to(boxes)) for target in targets]
-    count = mean_over_processes(boxes.new_tensor(sum(len(t.boxes) for t in targets)), least=1)
-    of = lambda prediction: output_losses(prediction, targets, text_mask, weights, count)
-    losses = dict(zip(("loss_token", "loss_box", "loss_giou"), of(layers[-1])))
-    if len(layers) > 1:
-        losses["loss_auxiliary"] = sum(sum(of(layer)) for layer in layers[:-1])
+    count = boxes.new_full((), sum(len(t.boxes) for t in targets))
+    found = output_losses(
+        [*layers, *([] if encoder is None else [encoder])],
+        targets,
+        text_mask,
+        weights,
+        mean_over_processes(count, least=1),
+    )
+    last = len(layers) - 1
+    losses = dict(zip(("loss_token", "loss_box", "loss_giou"), found[:, last]))
+    if last:
+        losses["loss_auxiliary"] = found[:, :last].sum()
     if encoder is not None:
-        losses["loss_encoder"] = sum(of(encoder))
+        losses["loss_encoder"] = found[:, -1].sum()
     return losses
