@@ -6,10 +6,16 @@ level), each scaled by a gate of its own, and passes a dynamic ReLU. All levels 
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...tracing import traced
 from .deform_conv import ModulatedDeformConv
 from .initialization import tagged
 
@@ -28,13 +34,17 @@ class DynamicRelu(nn.Module):
             tagged(nn.Linear(channels // reduction, 4 * channels), "torch"),
         )
 
-    def forward(self, x: Tensor, pooled: Tensor | None = None) -> Tensor:
-        """(B, C, h, w) -> the same. pooled: (B, C), its mean over positions, if that is known."""
-        pooled = x.mean((2, 3)) if pooled is None else pooled
-        coefficients = F.hardsigmoid(self.fc(pooled))[..., None, None] - 0.5
-        a1, b1, a2, b2 = coefficients.chunk(4, 1)
+    def coefficients(self, pooled: Tensor) -> tuple[Tensor, ...]:
+        """(…, C) means over positions -> four (…, C): b2, a2, b1 - b2 and a1 - a2."""
+        a1, b1, a2, b2 = (F.hardsigmoid(self.fc(pooled)) - 0.5).unflatten(-1, (4, -1)).unbind(-2)
+        return b2, 2 * a2, b1 - b2, 2 * (a1 - a2) + 1
+
+    def forward(self, x: Tensor, coefficients: Sequence[Tensor] | None = None) -> Tensor:
+        """(B, C, h, w) -> the same. coefficients: (B, C) each, if they are known."""
+        coefficients = self.coefficients(x.mean((2, 3))) if coefficients is None else coefficients
+        b2, a2, b, a = (c[..., None, None] for c in coefficients)
         # max(u, v) as v + relu(u - v): fewer passes over the maps, above all backwards.
-        return torch.addcmul(b2, x, 2 * a2) + torch.addcmul(b1 - b2, x, 2 * (a1 - a2) + 1).relu()
+        return torch.addcmul(b2, x, a2) + torch.addcmul(b, x, a).relu()
 
 
 class NormedDeformConv(nn.Module):
@@ -74,9 +84,27 @@ class DynamicConv(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Maps (B, C, h, w), finest first -> the same shapes. Every level reads the block's input maps."""
-        return [self._level(maps, level) for level in range(len(maps))]
+        branches = [self._branches(maps, level) for level in range(len(maps))]
+        counts = tuple(map(len, branches))
+        # what follows is small, and of all levels together, as each operation costs a launch
+        averages = torch.stack([branch.mean((2, 3)) for level in branches for branch in level])
+        conv = self.AttnConv[1]
+        gates = F.hardsigmoid(F.linear(averages, conv.weight.flatten(1), conv.bias).relu())
+        gates = gates * (_shares if traced() else _kept_shares)(counts, gates.dtype, gates.device)
+        # gates are alike everywhere, so pooling may go first
+        pooled = torch.stack([part.sum(0) for part in (averages * gates).split(counts)])
+        coefficients = zip(*(c.unbind(0) for c in self.relu.coefficients(pooled)))
+        weighted = zip([branch for level in branches for branch in level], gates[..., None, None].unbind(0))
+        found = []
+        for count, own in zip(counts, coefficients):
+            mean = None
+            for branch, gate in itertools.islice(weighted, count):
+                mean = branch * gate if mean is None else torch.addcmul(mean, branch, gate)
+            found.append(self.relu(mean, own))
+        return found
 
-    def _level(self, maps: list[Tensor], level: int) -> Tensor:
+    def _branches(self, maps: list[Tensor], level: int) -> list[Tensor]:
+        """Convolutions of the level itself and its neighbours, in its size."""
         x = maps[level]
         # Memory order matters to `reread`, so leave channels-last here.
         planes = self.offset(x).contiguous(memory_format=torch.contiguous_format)
@@ -89,10 +117,15 @@ class DynamicConv(nn.Module):
             height, width = coarser.shape[-2:]
             out = self.DyConv[COARSER](coarser, reread(offset, height, width), reread(mask, height, width))
             branches.append(F.interpolate(out, size=x.shape[-2:], mode="bilinear", align_corners=True))
-        mean = pooled = None
-        for branch in branches:
-            average = branch.mean((2, 3), keepdim=True)
-            gate = F.hardsigmoid(self.AttnConv[1:](average)) / len(branches)
-            mean = branch * gate if mean is None else torch.addcmul(mean, branch, gate)
-            pooled = average * gate if pooled is None else torch.addcmul(pooled, average, gate)
-        return self.relu(mean, pooled.flatten(1))  # gates are alike everywhere, so pooling may go first
+        return branches
+
+
+def _shares(counts: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(N, 1, 1): for each branch of levels with so many, one over the number."""
+    return torch.cat([torch.full((count, 1, 1), 1 / count, dtype=dtype, device=device) for count in counts])
+
+
+@functools.lru_cache(16)
+def _kept_shares(*where: Any) -> Tensor:
+    with torch.inference_mode(False):  # they may be needed where gradients are
+        return _shares(*where)
