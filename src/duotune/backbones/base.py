@@ -209,6 +209,12 @@ class Backbone(nn.Module, abc.ABC):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def receive(self, values: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of the host on this backbone's device; the host does not wait until it is there."""
+        if values.device.type == "cpu" and self.device.type == "cuda":
+            values = values.pin_memory()
+        return values.to(self.device, dtype or values.dtype, non_blocking=True)
+
     def held(self) -> contextlib.AbstractContextManager[None]:
         """A block in which what was remembered serves as constants where torch traces; see `Memory.held`."""
         return contextlib.nullcontext()

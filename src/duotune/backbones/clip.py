@@ -87,7 +87,7 @@ class ClipBackbone(DualEncoder):
         ids = torch.full((len(rows), int(eos.max()) + 1), rows[0][-1])
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
-        return TextTokens(ids.to(self.device), eos.to(self.device))
+        return TextTokens(self.receive(ids), self.receive(eos))
 
     def embed_tokens(self, ids: Tensor) -> Tensor:
         return self._text.embeddings.token_embedding(ids)

@@ -76,7 +76,7 @@ class GlipBackbone(Detector):
 
     def prepare(self, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
         batch = self.processor(list(images))
-        return batch["pixel_values"].to(self.device), batch["image_sizes"]
+        return self.receive(batch["pixel_values"]), batch["image_sizes"]
 
     def encode_image(
         self, pixel_values: Tensor, window_tokens: WindowTokens | None = None, image_sizes: Tensor | None = None
@@ -85,7 +85,7 @@ class GlipBackbone(Detector):
         return self.model.model.encode_image(pixel_values, window_tokens)
 
     def _encode_caption(self, text: str) -> CaptionFeatures:
-        ids = self.processor.tokenize([text])["input_ids"].to(self.device)
+        ids = self.receive(self.processor.tokenize([text])["input_ids"])
         return CaptionFeatures(*self.model.model.encode_text(ids))
 
     # ------------------------------------------------------------------ fusion and head
@@ -149,10 +149,10 @@ class GlipBackbone(Detector):
         labels: Sequence[Mapping[str, Tensor]] | None = None,
         image_sizes: Tensor | None = None,
     ) -> DetectorOutput:
-        text = {k: v.to(self.device) for k, v in self.processor.tokenize([c.text for c in captions]).items()}
+        text = {k: self.receive(v) for k, v in self.processor.tokenize([c.text for c in captions]).items()}
         labels = None if labels is None else [glip_labels(label) for label in labels]
         model.model.tower.gradient_checkpointing = self.gradient_checkpointing
-        out = model(pixel_values, **text, labels=labels)
+        out = model(pixel_values, **text, labels=labels, trim_text=False)  # the longest has no padding
         return DetectorOutput(out.logits, out.text_mask, out, out.losses)
 
     # ------------------------------------------------------------------ boxes

@@ -122,7 +122,7 @@ class GroundingDinoBackbone(Detector):
     def prepare(self, images: Sequence[Any]) -> tuple[Tensor, Tensor]:
         pictures = [self.normalize(self.pictures.resize(image)) for image in images]
         sizes = torch.tensor([picture.shape[1:] for picture in pictures])
-        return self.pad(pictures).to(self.device), sizes
+        return self.receive(self.pad(pictures)), sizes
 
     def encode_image(
         self, pixel_values: Tensor, window_tokens: WindowTokens | None = None, image_sizes: Tensor | None = None
@@ -144,14 +144,18 @@ class GroundingDinoBackbone(Detector):
         return torch.cat([own, whole], 1)
 
     def _encode_caption(self, text: str) -> CaptionFeatures:
-        (ids,) = self._tokenize([text])
-        starts = sentence_starts(ids)[None]
-        return CaptionFeatures(encode_text(self.model.model, ids[None], starts), torch.ones_like(starts), starts)
+        ids, mask, starts = self._tokenize([text])
+        return CaptionFeatures(encode_text(self.model.model, ids, starts), mask, starts)
 
-    def _tokenize(self, texts: Sequence[str]) -> list[Tensor]:
-        """(T,) token ids of each text."""
+    def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids, mask and sentence starts, each (B, T); made on the host and copied."""
         found = self.tokenizer(list(texts), truncation=True, max_length=self.max_text_tokens)["input_ids"]
-        return [torch.tensor(ids, device=self.device) for ids in found]
+        length = max(map(len, found))
+        ids = torch.zeros(len(found), length, dtype=torch.long)
+        mask, starts = torch.zeros_like(ids), torch.arange(length).repeat(len(found), 1)
+        for i, row in enumerate(map(torch.tensor, found)):
+            ids[i, : len(row)], mask[i, : len(row)], starts[i, : len(row)] = row, 1, sentence_starts(row)
+        return self.receive(ids), self.receive(mask), self.receive(starts)
 
     # ------------------------------------------------------------------ fusion and heads
 
@@ -222,12 +226,7 @@ class GroundingDinoBackbone(Detector):
         labels: Sequence[Mapping[str, Tensor]] | None = None,
         image_sizes: Tensor | None = None,
     ) -> DetectorOutput:
-        rows = self._tokenize([caption.text for caption in captions])
-        length = max(len(ids) for ids in rows)
-        ids = torch.zeros(len(rows), length, dtype=torch.long, device=self.device)
-        mask, starts = torch.zeros_like(ids), torch.arange(length, device=self.device).repeat(len(rows), 1)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)], mask[i, : len(row)], starts[i, : len(row)] = row, 1, sentence_starts(row)
+        ids, mask, starts = self._tokenize([caption.text for caption in captions])
         text = CaptionFeatures(encode_text(model.model, ids, starts), mask, starts)
         maps = [*encode_image(model.model, pixel_values.to(model.dtype)), self._sizes(pixel_values, image_sizes)]
         maps, text = self._fuse(model, maps, text, checkpointing=self.gradient_checkpointing)

@@ -311,7 +311,7 @@ def _only_pixels(rows: Sequence[dict[str, Any]]) -> tuple[int, Tensor]:
 def picture_maps(backbone: Detector, picture: Tensor) -> Maps:
     """What the frozen image tower makes of one picture (3, h, w), padded by itself: per level (d, h, w)."""
     weight = next(backbone.parameters())
-    pixels = backbone.pad([picture]).to(weight.device, weight.dtype)
+    pixels = backbone.receive(backbone.pad([picture]), weight.dtype)
     with torch.autocast(weight.device.type, enabled=False):
         sizes = torch.tensor([picture.shape[1:]])
         return [m[0] for m in backbone.encode_image(pixels, image_sizes=sizes)]

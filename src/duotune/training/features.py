@@ -112,8 +112,7 @@ def frozen_features(
 
 def as_input(backbone: Backbone, pixels: Tensor) -> Tensor:
     """Pixels on the device and in the precision of the backbone's weights."""
-    weight = next(backbone.parameters())
-    return pixels.to(weight.device, weight.dtype)
+    return backbone.receive(pixels, next(backbone.parameters()).dtype)
 
 
 class _Store:

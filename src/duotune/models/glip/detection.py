@@ -45,7 +45,7 @@ def _averages(class_tokens: tuple[tuple[int, ...], ...], length: int, device: to
         for column, tokens in enumerate(class_tokens):
             if tokens:
                 average[list(tokens), column] = 1.0 / len(tokens)
-        return average.to(device)
+        return average.to(device, non_blocking=True)
 
 
 def keep_best(detections: Detections, limit: int) -> Detections:
