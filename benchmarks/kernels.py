@@ -1,18 +1,21 @@
 """python -m benchmarks.kernels [NAME ...]: what an accelerator is asked to do, and how often the host waits for it.
 
-Counts the second training step (forward, backward, optimiser step) and a prediction of one picture on the simulated
-device of `benchmarks.simulated`, which says what is counted. Nothing is timed. Sizes are those of the benchmarks, so a
-count takes about as long as the same on this processor. The last line of each NAME is one JSON object.
+Counts the second training step (forward, backward, optimiser step) and the second prediction of one picture on the
+simulated device of `benchmarks.simulated`, which says what is counted. Nothing is timed. Sizes are those of the
+benchmarks, so a count takes about as long as the same on this processor. GLIP is counted twice, the second time as if
+torchvision's operator were there: one kernel forwards, one backwards. The last line of each NAME is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +23,11 @@ from torch.utils import _pytree as tree
 
 from duotune import attach
 from duotune.methods.base import Progress
+from duotune.models.glip import deform_conv
 
 from . import detection_shapes, shapes
 from .run import commit
-from .simulated import DEVICE, Counts, SimulatedDevice
+from .simulated import DEVICE, NAME, Counts, SimulatedDevice, SimulatedTensor
 
 TRAINED = 20
 """Tokens of the caption that a detector is trained with."""
@@ -109,6 +113,37 @@ def moved(values: Any) -> Any:
     return tree.tree_map(lambda x: x.to(DEVICE) if isinstance(x, Tensor) else x, values)
 
 
+@contextmanager
+def operator(machine: SimulatedDevice) -> Iterator[None]:
+    """Deformable convolutions as one kernel forwards and one backwards, the numbers worked out beside the device."""
+
+    class Operator(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, settings, *tensors):
+            ctx.settings, ctx.held = settings, [t if t is None else t.held for t in tensors]
+            machine.counts.kernels += 1
+            return SimulatedTensor(deform_conv.deform_conv2d(*ctx.held, *settings, backend="torch"))
+
+        @staticmethod
+        def backward(ctx, grad):
+            machine.counts.kernels += 1
+            needs = ctx.needs_input_grad[1:]
+            with torch.enable_grad():
+                own = [t if t is None else t.detach().requires_grad_(n) for t, n in zip(ctx.held, needs)]
+                out = deform_conv.deform_conv2d(*own, *ctx.settings, backend="torch")
+                found = iter(torch.autograd.grad(out, [t for t, n in zip(own, needs) if n], grad.held))
+            return None, *(SimulatedTensor(next(found)) if n else None for n in needs)
+
+    def stand_in(x, offset, weight, bias, stride, padding, mask):
+        return Operator.apply((stride, padding), x, offset, mask, weight, bias)
+
+    with (
+        patch.object(deform_conv, "OPERATOR_DEVICES", (NAME,)),
+        patch.object(deform_conv, "torchvision_operator", lambda: stand_in),
+    ):
+        yield
+
+
 def count(name: str, quick: bool = False, machine: SimulatedDevice | None = None) -> tuple[Counts, Counts]:
     """What a step and a prediction of `CASES[name]` ask of the device."""
     case, machine = CASES[name][1](quick), machine or SimulatedDevice(Path(__file__).parents[1])
@@ -152,10 +187,15 @@ def main(arguments: list[str] | None = None) -> None:
     for name in options.names or CASES:
         print(f"{name}: {CASES[name][0]}" + (" (quick shape)" if options.quick else ""))
         found: dict[str, Any] = {"name": name}
-        parts = count(name, options.quick, SimulatedDevice(Path(__file__).parents[1], options.where))
-        for part, counts in zip(("step", "prediction"), parts):
+        machine = SimulatedDevice(Path(__file__).parents[1], options.where)
+        parts = dict(zip(("step", "prediction"), count(name, options.quick, machine)))
+        if name == "glip_sdpt":
+            with operator(machine):
+                again = count(name, options.quick, machine)
+            parts |= dict(zip(("step_with_torchvision", "prediction_with_torchvision"), again))
+        for part, counts in parts.items():
             found[part] = counts.numbers()
-            print(f"  {part:10}", "  ".join(f"{number:6} {what}" for what, number in found[part].items()))
+            print(f"  {part:27}", "  ".join(f"{number:6} {what}" for what, number in found[part].items()))
             if options.where:
                 for table, most in ((counts.launched, 60), (counts.waits, None), (counts.copied, None)):
                     for where, number in table.most_common(most):

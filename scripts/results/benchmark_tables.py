@@ -8,6 +8,10 @@ from rows import markdown
 
 PLACE = re.compile(r"(?P<begin><!-- table: (?P<names>[\w, ]+) -->\n).*?(?P<end><!-- end of table -->)", re.S)
 
+KERNELS = re.compile(r"(?P<begin><!-- table of kernels -->\n).*?(?P<end><!-- end of table -->)", re.S)
+PARTS = ("step", "step_with_torchvision", "prediction", "prediction_with_torchvision")
+COUNTED = ("kernels", "syncs", "copies", "blocking")
+
 
 def filled(page: str, lines: list[dict]) -> str:
     """The page with every `<!-- table: NAME, NAME -->` ... `<!-- end of table -->` filled from the last line of each name.
@@ -20,6 +24,24 @@ def filled(page: str, lines: list[dict]) -> str:
     if not shown or set(latest) - set(shown):
         raise ValueError(f"benchmarks.md has places for {shown}, the data lines are {sorted(latest)}")
     return PLACE.sub(lambda m: f"{m['begin']}\n{tables(names_of(m), latest)}\n\n{m['end']}", page)
+
+
+def kernels_filled(page: str, lines: list[dict]) -> str:
+    """The page with `<!-- table of kernels -->` ... `<!-- end of table -->` filled from what `benchmarks.kernels` printed.
+
+    Raises:
+        ValueError: no such place.
+    """
+    if not KERNELS.search(page):
+        raise ValueError("benchmarks.md has no place for the table of kernels")
+    header = ["name", "what", "kernels", "waits", "copies", "blocking", "commit"]
+    rows = [
+        [f"`{line['name']}`", part.replace("_", " "), *(f"{line[part][key]:,}" for key in COUNTED), line["commit"]]
+        for line in {line["name"]: line for line in lines}.values()
+        for part in PARTS
+        if part in line
+    ]
+    return KERNELS.sub(lambda m: f"{m['begin']}\n{markdown(header, rows)}\n\n{m['end']}", page)
 
 
 def names_of(match: re.Match) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jinja2
 import numpy as np
-from benchmark_tables import filled
+from benchmark_tables import filled, kernels_filled
 from curves import Panel, draw
 from rows import (
     DETECTION_METHODS,
@@ -68,7 +68,9 @@ def pages(data: Path = DOCS / "data", docs: Path = DOCS) -> dict[str, str]:
     )
     found["results.md"] = rendered.rstrip("\n") + "\n"
     benchmarks = (docs / "benchmarks.md").read_text("utf-8")
-    found["benchmarks.md"] = filled(benchmarks, read(data / "benchmarks.jsonl"))
+    found["benchmarks.md"] = kernels_filled(
+        filled(benchmarks, read(data / "benchmarks.jsonl")), read(data / "kernels.jsonl")
+    )
     return found
 
 

@@ -217,3 +217,15 @@ def test_a_profile_names_the_matrix_products(capsys):
     profile.main(["dpt_fp32", "--quick", "--rows", "40"])
     printed = capsys.readouterr().out
     assert "aten::mm" in printed and "aten::addmm" in printed and "FrozenAttention" in printed
+
+
+def test_the_count_of_kernels_prints_what_it_promises():
+    """In a process of its own: a device is registered once per process."""
+    command = [sys.executable, "-m", "benchmarks.kernels", "--quick", "glip_sdpt"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    line = json.loads(done.stdout.splitlines()[-1])
+    parts = [line[part] for part in ("step", "prediction", "step_with_torchvision", "prediction_with_torchvision")]
+    assert all(part.keys() == {"kernels", "syncs", "copies", "blocking"} for part in parts)
+    assert line["step"]["syncs"] == 0 and line["prediction"]["syncs"] == 1
+    assert line["step_with_torchvision"]["kernels"] < line["step"]["kernels"]

@@ -131,6 +131,12 @@ def test_a_benchmark_line_is_taken_up_and_a_missing_one_said(rows, module):
         module.pages(rows)
 
 
+def test_counted_kernels_have_a_row_per_part(rows, module):
+    counts = {"kernels": 5101, "syncs": 0, "copies": 2, "blocking": 1}
+    (rows / "kernels.jsonl").write_text(json.dumps({"name": "x", "step_with_torchvision": counts, "commit": "abc"}))
+    assert "| `x` | step with torchvision | 5,101 | 0 | 2 | 1 | abc |" in module.pages(rows)["benchmarks.md"]
+
+
 def test_every_benchmark_has_a_place(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from benchmarks.table import BENCHMARKS
