@@ -13,6 +13,7 @@ import time
 import torch
 
 from .shapes import NAME_LENGTHS, Shape
+from .timers import timer_of
 
 
 def layer_rows(width: int, rows: float) -> float:
@@ -63,7 +64,7 @@ def dpt_step(shape: Shape, num_classes: int) -> float:
 
 
 def matmul_rate(
-    dtype: torch.dtype, rows: int, width: int, seconds: float = 1.0, inner: int | None = None
+    dtype: torch.dtype, rows: int, width: int, seconds: float = 1.0, inner: int | None = None, device: str = "cpu"
 ) -> tuple[float, float]:
     """FLOPs per second of two products (rows, width) -> (rows, inner) -> (rows, width), by the clock and by processor
     time; the best of several. `inner` None is an MLP's, 4 width.
@@ -71,15 +72,20 @@ def matmul_rate(
     Processor time counts every thread's seconds and no waiting, so it can be compared on a machine that is shared.
     """
     inner = 4 * width if inner is None else inner
-    x, up = torch.randn(rows, width, dtype=dtype), torch.randn(inner, width, dtype=dtype)
-    down = torch.randn(width, inner, dtype=dtype)
-    hidden, out = torch.empty(rows, inner, dtype=dtype), torch.empty(rows, width, dtype=dtype)
-    best, best_cpu, runs, begin = float("inf"), float("inf"), 0, time.perf_counter()
-    while runs < 3 or time.perf_counter() - begin < seconds:
-        start, start_cpu = time.perf_counter(), time.process_time()
+    normal = lambda *size: torch.randn(*size, dtype=dtype, device=device)
+    x, up, down = normal(rows, width), normal(inner, width), normal(width, inner)
+    hidden, out = x.new_empty(rows, inner), torch.empty_like(x)
+
+    def products() -> None:
         torch.mm(x, up.T, out=hidden)
         torch.mm(hidden, down.T, out=out)
-        best, best_cpu = min(best, time.perf_counter() - start), min(best_cpu, time.process_time() - start_cpu)
+
+    timer = timer_of(device)
+    best, best_cpu, runs, begin = float("inf"), float("inf"), 0, time.perf_counter()
+    while runs < 3 or time.perf_counter() - begin < seconds:
+        start_cpu = time.process_time()
+        _, elapsed = timer.time(products)
+        best, best_cpu = min(best, elapsed), min(best_cpu, time.process_time() - start_cpu)
         runs += 1
     flops = 2 * rows * 2 * width * inner
     return flops / best, flops / max(best_cpu, 1e-9)

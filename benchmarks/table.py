@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -97,17 +98,18 @@ def needed_flops(bench: Benchmark, quick: bool) -> float:
     return count[bench.method](shape, size)
 
 
-def measured_rate(bench: Benchmark, quick: bool) -> tuple[float, float]:
+def measured_rate(bench: Benchmark, quick: bool, device: str = "cpu") -> tuple[float, float]:
     """FLOPs per second of the step's heaviest product, by the clock and by processor time."""
     shape, dtype = bench.shape(quick), getattr(torch, bench.dtype)
+    rate = functools.partial(flops.matmul_rate, **({} if device == "cpu" else {"device": device}))
     if bench.method == "sdpt":
-        return flops.matmul_rate(dtype, shape.positions, shape.channels, inner=9 * shape.channels)
+        return rate(dtype, shape.positions, shape.channels, inner=9 * shape.channels)
     if bench.method == "fusion":
         rows = shape.fusion_heads * (bench.sized(quick) + shape.prototypes)
-        return flops.matmul_rate(dtype, shape.positions, shape.channels, inner=rows)
+        return rate(dtype, shape.positions, shape.channels, inner=rows)
     if bench.method == "coop":
-        return flops.matmul_rate(dtype, 447 if bench.sized(quick) <= 100 else 4317, shape.text_width)
-    return flops.matmul_rate(dtype, shape.batch * shape.image_tokens, shape.vision_width)
+        return rate(dtype, 447 if bench.sized(quick) <= 100 else 4317, shape.text_width)
+    return rate(dtype, shape.batch * shape.image_tokens, shape.vision_width)
 
 
 def plain_peak(bench: Benchmark, quick: bool) -> float:

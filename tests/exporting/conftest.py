@@ -18,9 +18,12 @@ def onnx_session():
     def open_session(program: torch.export.ExportedProgram):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporter's own
-            written = torch.onnx.export(program, (), dynamo=True, verbose=False)
+            # optimising takes longer than the rest; onnxruntime does it, too
+            written = torch.onnx.export(program, (), dynamo=True, verbose=False, optimize=False)
         model = written.model_proto.SerializeToString()
-        session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        quiet = onnxruntime.SessionOptions()
+        quiet.log_severity_level = 3
+        session = onnxruntime.InferenceSession(model, quiet, providers=["CPUExecutionProvider"])
         (source,) = (entry.name for entry in session.get_inputs())
         return lambda pixels: [torch.from_numpy(x) for x in session.run(None, {source: pixels.numpy()})]
 
