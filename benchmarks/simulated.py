@@ -244,7 +244,8 @@ class Counts:
     copied: Counter = field(default_factory=Counter)
 
     def numbers(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("kernels", "syncs", "copies", "blocking")}
+        found = self.kernels, self.syncs, self.copies, self.blocking
+        return dict(zip(("kernels", "syncs", "copies", "blocking"), found))
 
 
 class SimulatedDevice(TorchDispatchMode):
