@@ -119,9 +119,9 @@ class Processes:
             raise
         for rank, (_, wrong) in enumerate(answers):
             if wrong is not None:
-                error: Any = fault if rank == self.rank else wrong
-                error.of_process = rank
-                raise error
+                told: Any = fault if rank == self.rank else wrong
+                told.of_process = rank
+                raise told
         return [row[0] for row in answers]
 
     def _meet(self) -> None:

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from subjects import NAMES, inputs, labels
 
+from closeness import same_boxes
 from duotune import Progress, attach, load_backbone
 from duotune.backbones import grounding_dino
 from duotune.backbones.base import Detector
@@ -148,3 +149,22 @@ def test_captions_are_read_outside_of_autocast_and_serve_inside(by_dtype, folder
         assert len(backbone._texts) == 1 and torch.equal(backbone.encode_captions([caption]).hidden, inside)
         tolerance = 1e-6 if dtype == "float32" else 2**-7  # the same arithmetic at other addresses
         torch.testing.assert_close(inside, plain, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("folder", ["glip", "grounding_dino"])
+def test_boxes_are_decoded_outside_of_autocast(by_dtype, folder, monkeypatch):
+    """Products of scores and classes would be bfloat16 inside."""
+    backbone = by_dtype(folder, "float32")
+    model, given = attach(backbone, "zero_shot", NAMES).eval(), inputs(backbone)
+    with torch.no_grad():
+        output = model(**given)["output"]
+    sizes, seen = torch.tensor([given["pixel_values"].shape[-2:]] * len(given["pixel_values"])), []
+    original = backbone._decode
+    spy = lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or original(*args)
+    monkeypatch.setattr(backbone, "_decode", spy)
+    limits = {"score_threshold": 0.0, "max_detections": 20}
+    plain = backbone.detections(output, model.method.all_captions[:1] * len(sizes), sizes, **limits)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = backbone.detections(output, model.method.all_captions[:1] * len(sizes), sizes, **limits)
+    assert seen == [False, False]
+    assert all(same_boxes(a, b) for a, b in zip(inside, plain, strict=True)) and len(plain[0]["scores"])

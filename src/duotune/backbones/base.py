@@ -18,7 +18,7 @@ import abc
 import contextlib
 import enum
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -32,7 +32,7 @@ from ..memory import Memory
 from ..models.glip.fusion import FusionPrompts, FusionTokens  # the form in which fusion layers take learnt tokens
 from ..models.glip.swin import WindowTokens
 from ..precision import full_precision
-from ..tracing import traced
+from .texts import TextEnds, TextSequence, TextTokens  # what text towers read is part of the port
 
 LIMITS = ("score_threshold", "nms_threshold", "max_detections")
 """What `Detector.detections` may be told."""
@@ -52,73 +52,6 @@ class Port(str, enum.Enum):
 
     def __str__(self) -> str:
         return self.value
-
-
-@dataclass
-class TextTokens:
-    """Tokenised texts.
-
-    Attributes:
-        ids: (N, L) int64, padded at the right to the longest text.
-        eos: (N,) int64, position of each text's end token, where its feature is read.
-    """
-
-    ids: Tensor
-    eos: Tensor
-
-
-class TextEnds:
-    """End position of each text, known on the host, and what a tower derives from them once.
-
-    A tower lays texts out by where they end; asked of a tensor, an accelerator would be waited for in every step.
-
-    Args:
-        positions: end positions, counted from 0.
-    """
-
-    def __init__(self, positions: Iterable[int]):
-        self.positions = tuple(int(position) for position in positions)
-        self._derived: dict[Any, Any] = {}
-
-    @classmethod
-    def of(cls, eos: Tensor | TextEnds) -> TextEnds:
-        """Those of a (N,) int64 tensor; ends that are known already as they are."""
-        return eos if isinstance(eos, TextEnds) else cls(eos.tolist())
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
-        """`compute()`, remembered with these ends under `key`."""
-        if key in self._derived:
-            return self._derived[key]
-        if traced():  # what is made while torch records is none of the program's own tensors
-            return compute()
-        with torch.inference_mode(False):  # it may be read where gradients are wanted
-            self._derived[key] = compute()
-        return self._derived[key]
-
-    def split(self, size: int) -> list[TextEnds]:
-        """Parts of at most `size` texts, in order."""
-        cut = lambda: [TextEnds(self.positions[i : i + size]) for i in range(0, len(self), size)]
-        return self.once(("parts", size), cut)
-
-
-@dataclass
-class TextSequence:
-    """Token embeddings that a causal text tower reads; the first rows may be shared by all texts.
-
-    The tower computes the shared rows once. Text n is `shared` followed by `own[n]`.
-
-    Attributes:
-        shared: (S, d) embeddings common to all texts, at least the start token; before positions are added.
-        own: (N, L, d) the rest of each text.
-        eos: (N,) int64, end position of each text counted within `own`; `TextEnds` where they are known beforehand.
-    """
-
-    shared: Tensor
-    own: Tensor
-    eos: Tensor | TextEnds
 
 
 class VisionPrompts(Protocol):
@@ -512,9 +445,10 @@ class Detector(Backbone):
         for caption in captions:
             if not any(caption.tokens):
                 raise ClassNamesError(f"the caption {caption.text!r} has no token of any class")
+        image_sizes = torch.as_tensor(image_sizes).cpu()
+        target_sizes = None if target_sizes is None else torch.as_tensor(target_sizes).cpu()
         with full_precision(self.device):
-            sizes = [s if s is None else torch.as_tensor(s).cpu() for s in (image_sizes, target_sizes)]
-        return self._decode(output.raw, captions, *sizes, limits)
+            return self._decode(output.raw, captions, image_sizes, target_sizes, limits)
 
     @abc.abstractmethod
     def _decode(

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..tracing import hand_written
-from .base import TextEnds
 from .frozen import ACTIVATIONS, FrozenAttention, FrozenMLP
+from .texts import TextEnds
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
