@@ -14,6 +14,7 @@ import pytest
 
 from duotune import reading
 from duotune.errors import MAX_MESSAGE, ArtifactError, ConfigError, DataError, UnknownNameError
+from duotune.reading.archives import Archive
 
 
 def refused(call, *words: str, error: type[Exception] = DataError) -> str:
@@ -225,7 +226,7 @@ def altered(path, **fields: int):
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_members_come_out_whole(tmp_path, compression):
     content = os.urandom(3000) * 5
-    with reading.Archive(archive(tmp_path, [("d/", ""), ("d/a", content), ("b", b"")], compression)) as opened:
+    with Archive(archive(tmp_path, [("d/", ""), ("d/a", content), ("b", b"")], compression)) as opened:
         assert opened.names == ("d/a", "b") and "d/a" in opened and "d" not in opened
         assert opened.read("d/a") == content and opened.read("b") == b"" and opened.size("d/a") == 15000
         refused(lambda: opened.read("c"), "no file 'c'")
@@ -236,26 +237,26 @@ def test_names_as_their_maker_meant_them(tmp_path):
     path = archive(tmp_path, [("train\\F?chse?\\1.png", b"1"), ("plain", b"2")])
     content = path.read_bytes().replace(b"F?chse?", "Füchse".encode())  # 7 bytes, and no flag that says UTF-8
     path.write_bytes(content)
-    with reading.Archive(path) as opened:
+    with Archive(path) as opened:
         assert opened.names == ("train/Füchse/1.png", "plain") and opened.read("train/Füchse/1.png") == b"1"
 
 
 @pytest.mark.parametrize("name", ["/etc/x", "../x", "a/../../x", "a\\..\\x", "C:\\x"])
 def test_names_that_leave_the_archive_are_refused(tmp_path, name):
-    refused(lambda: reading.Archive(archive(tmp_path, [(name, b"")])), "leaves the archive")
+    refused(lambda: Archive(archive(tmp_path, [(name, b"")])), "leaves the archive")
 
 
 def test_one_name_has_one_content(tmp_path):
     with pytest.warns(UserWarning, match="Duplicate"):
-        refused(lambda: reading.Archive(archive(tmp_path, [("a", b"1"), ("a", b"2")])), "'a' twice")
-    with pytest.warns(UserWarning, match="Duplicate"), reading.Archive(archive(tmp_path, [("a", b"1")] * 2)) as opened:
+        refused(lambda: Archive(archive(tmp_path, [("a", b"1"), ("a", b"2")])), "'a' twice")
+    with pytest.warns(UserWarning, match="Duplicate"), Archive(archive(tmp_path, [("a", b"1")] * 2)) as opened:
         assert opened.read("a") == b"1"
 
 
 def test_members_that_cannot_be_read_say_why(tmp_path):
     def read(**fields):
         path = altered(archive(tmp_path, [("a", b"0123456789" * 20)]), **fields)
-        return lambda: reading.Archive(path, error=ArtifactError).read("a")
+        return lambda: Archive(path, error=ArtifactError).read("a")
 
     refused(read(flags=1), "encrypted", error=ArtifactError)
     refused(read(method=93), "cannot unpack", error=ArtifactError)
@@ -265,7 +266,7 @@ def test_members_that_cannot_be_read_say_why(tmp_path):
     refused(read(size=201), error=ArtifactError)
     link = zipfile.ZipInfo("a")
     link.create_system, link.external_attr = 3, 0o120777 << 16
-    refused(lambda: reading.Archive(archive(tmp_path, [(link, b"/etc/passwd")])).read("a"), "symbolic link")
+    refused(lambda: Archive(archive(tmp_path, [(link, b"/etc/passwd")])).read("a"), "symbolic link")
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
@@ -274,7 +275,7 @@ def test_bombs_are_counted_while_they_unpack(tmp_path, compression, told):
     path = archive(tmp_path, [("bomb", bytes(40 * 2**20))], compression)
     if told:
         altered(path, size=told)
-    refused(lambda: reading.Archive(path).read("bomb"))
+    refused(lambda: Archive(path).read("bomb"))
 
 
 @pytest.mark.parametrize("content", [b"", b"PK", b"PK\5\6" + bytes(18 * 2), b"PK\5\6" + b"\xff" * 18, bytes(1000)])
@@ -282,9 +283,9 @@ def test_what_is_no_archive_is_refused_or_empty(tmp_path, content):
     path = tmp_path / "a.zip"
     path.write_bytes(content)
     if content.startswith(b"PK\5\6\0"):
-        assert reading.Archive(path).names == ()
+        assert Archive(path).names == ()
     else:
-        refused(lambda: reading.Archive(path, "class folders in a zip"), "class folders in a zip")
+        refused(lambda: Archive(path, "class folders in a zip"), "class folders in a zip")
 
 
 def test_a_broken_directory_is_refused(tmp_path):
@@ -295,7 +296,7 @@ def test_a_broken_directory_is_refused(tmp_path):
         broken[place] ^= 0xFF
         (tmp_path / "b.zip").write_bytes(broken)
         try:
-            with reading.Archive(tmp_path / "b.zip") as opened:
+            with Archive(tmp_path / "b.zip") as opened:
                 for name in opened.names:
                     opened.read(name)
         except DataError as error:

@@ -131,7 +131,7 @@ def test_archive_members(tmp_path, write_image, monkeypatch):
     for member, match in (("cat/bad.png", "x.zip::cat/bad.png: not a picture"), ("cat/no.png", "no.png")):
         with pytest.raises(DataError, match=match):
             open_image(ImageItem(tmp_path / "x.zip", 0, member))
-    monkeypatch.setattr("duotune.reading.MAX_MEMBER_BYTES", 10)
+    monkeypatch.setattr("duotune.reading.archives.MAX_MEMBER_BYTES", 10)
     with pytest.raises(DataError, match="bytes unpacked; the limit is 10"):
         open_image(item)
 

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArtifactError, ConfigError, DuotuneError, because
-from ..reading import MAX_DESCRIPTION_BYTES, MAX_WEIGHT_BYTES, Archive, check_file
+from ..reading import MAX_DESCRIPTION_BYTES, MAX_WEIGHT_BYTES, check_file
+from ..reading.archives import Archive
 
 _STORAGES = {
     "DoubleStorage": torch.float64,

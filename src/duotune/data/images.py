@@ -25,7 +25,8 @@ from PIL import Image, ImageOps
 
 from .. import reading
 from ..errors import DataError
-from ..reading import Archive, because, check_file
+from ..reading import because, check_file
+from ..reading.archives import Archive
 from .base import ImageItem
 
 FOREIGN_SUFFIXES = frozenset(".heic .heif .jxl .dng .cr2 .cr3 .nef .arw .orf .rw2 .raf".split())

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import DataError
-from ..reading import Archive, because
+from ..reading import because
+from ..reading.archives import Archive
 from .base import ImageItem
 from .images import is_image_name, read_bytes
 from .layout import is_junk, plain_name

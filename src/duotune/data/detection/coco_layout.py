@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from ...errors import DataError
-from ...reading import Archive
+from ...reading.archives import Archive
 from ..base import first_few
 from ..layout import SPLIT_NAMES, split_of
 from .base import SPLITS

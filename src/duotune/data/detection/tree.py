@@ -10,7 +10,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from ...errors import DataError
-from ...reading import MAX_TEXT_BYTES, Archive, read_bytes, shown
+from ...reading import MAX_TEXT_BYTES, read_bytes, shown
+from ...reading.archives import Archive
 from ..images import is_image_name
 from ..layout import is_about, is_junk, plain_name, split_of
 from .base import DetectionItem

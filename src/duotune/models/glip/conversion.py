@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ArtifactError, because, one_line, shown
-from ...reading import check_file, check_packed
+from ...reading import check_file
+from ...reading.archives import check_packed
 from ...writing import folder_beside
 from .anchors import cell_anchor
 from .configuration_glip import GlipConfig
