@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -31,7 +32,8 @@ def test_a_copy_to_train_has_the_weights_as_stored(method, dtype):
     assert running.frozen_dtype(recipe("tiny-glip", method, "tiny-scenes", bf16=True), "cuda") == dtype
 
 
-def test_a_run_loads_its_backbone_so(tiny_clip_folder, picture_folder, monkeypatch, tmp_path):
+@pytest.mark.parametrize("use_cpu, loaded", [(False, ("bfloat16", "cuda:1")), (True, (None, "cpu"))])
+def test_a_run_loads_its_backbone_so(tiny_clip_folder, picture_data, monkeypatch, use_cpu, loaded):
     class Loaded(Exception):
         pass
 
@@ -39,12 +41,10 @@ def test_a_run_loads_its_backbone_so(tiny_clip_folder, picture_folder, monkeypat
         raise Loaded(*arguments)
 
     monkeypatch.setattr(running, "load_backbone", load)
-    monkeypatch.setattr(running, "check_device", lambda name: name)
-    # transformers takes bf16 without a GPU only if it is told to use the CPU
-    wanted = recipe(tiny_clip_folder, data=str(picture_folder), bf16=True, shots=1, training={"use_cpu": True})
-    with pytest.raises(Loaded) as loaded:
-        running.run_recipe(wanted, tmp_path / "run", device="cuda")
-    assert loaded.value.args == (str(tiny_clip_folder), "bfloat16", "cuda")
+    arguments = SimpleNamespace(use_cpu=use_cpu)
+    with pytest.raises(Loaded) as stopped:
+        running._prepared(recipe(tiny_clip_folder, bf16=True), arguments, None, picture_data, "cuda:1", print)
+    assert stopped.value.args == (str(tiny_clip_folder), *loaded)
 
 
 @pytest.mark.parametrize("method", METHODS)
