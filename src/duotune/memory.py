@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Hashable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class Memory:
     def __init__(self, limit: int | None = None):
         self.limit = limit
         self._values: dict[Hashable, Any] = {}
-        self._state: Any = None
+        self._state: list[_Mark] | None = None
         self._contents: list[Tensor] = []
         self._held = False
 
@@ -44,13 +45,13 @@ class Memory:
         """The value of that name; `compute()` must depend on the tensors given alone. Traced: anew, unless held."""
         if traced():  # tensors are stand-ins then, which no value can be held against
             return self._values[name] if self._held and name in self._values else compute()
-        frozen, learnt = tuple(frozen), tuple(learnt)
-        state = [_mark(t) for t in (*frozen, *learnt)]
+        learnt = tuple(learnt)
+        tensors = (*frozen, *learnt)
         seen = [t.detach() for t in learnt if t.device.type == "cpu"]
-        if state != self._state or not all(map(torch.equal, seen, self._contents)):
+        if not self._made_of(tensors) or not all(map(torch.equal, seen, self._contents)):
             self.clear()
-            self._state, self._contents = state, [t.clone() for t in seen]
-        kinds = {t.device.type for t in (*frozen, *learnt)} - {"meta"}
+            self._state, self._contents = [_Mark(t) for t in tensors], [t.clone() for t in seen]
+        kinds = {t.device.type for t in tensors} - {"meta"}
         if casts := [torch.get_autocast_dtype(kind) for kind in kinds if torch.is_autocast_enabled(kind)]:
             name = (name, *casts)
         if name not in self._values:
@@ -59,6 +60,10 @@ class Memory:
                 self._values.pop(next(iter(self._values)))
             self._values[name] = value
         return self._values[name]
+
+    def _made_of(self, tensors: Sequence[Tensor]) -> bool:
+        state = self._state
+        return state is not None and len(state) == len(tensors) and all(m.fits(t) for m, t in zip(state, tensors))
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -89,7 +94,16 @@ class Memory:
         return type(self), (self.limit,)
 
 
-def _mark(tensor: Tensor) -> tuple[int, int, torch.device, torch.dtype]:
+class _Mark:
     """What tells a tensor from others and from itself before it was written to; inference tensors count no writes."""
-    version = -1 if tensor.is_inference() else tensor._version
-    return id(tensor), version, tensor.device, tensor.dtype
+
+    def __init__(self, tensor: Tensor):
+        self._tensor = weakref.ref(tensor)  # not its id, which the next tensor may have once it is gone
+        self._seen = self._look(tensor)
+
+    def fits(self, tensor: Tensor) -> bool:
+        return self._tensor() is tensor and self._seen == self._look(tensor)
+
+    @staticmethod
+    def _look(tensor: Tensor) -> tuple[int, torch.device, torch.dtype]:
+        return -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype

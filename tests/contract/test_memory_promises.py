@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch
 from subjects import CASES, NAMES, inputs, labels
-from torch import nn
+from torch import Tensor, nn
 
 from closeness import close
 from duotune import Predictor, attach
@@ -101,6 +101,19 @@ def test_a_change_is_seen(own, change):
     model.float()
     model.method.load_state_dict(state)
     assert close(predict(model), before)
+
+
+@pytest.mark.parametrize("folder, method", [("clip", "coop"), ("glip", "sdpt")])
+def test_a_cast_there_and_back_is_seen(backbones, folder, method):
+    """The same parameter then holds other numbers, and a buffer's successor may have its predecessor's id."""
+    model = attach(copy.deepcopy(backbones[folder]), method, NAMES).eval()
+    with torch.no_grad():
+        for values in filter(Tensor.is_floating_point, (*model.backbone.parameters(), *model.method.buffers())):
+            values.mul_(1 + 3e-4)  # what float16 does not hold
+    before = predict(model)
+    model.half().float()
+    after = predict(model)
+    assert close(after, forgetful(model)) and not close(after, before)
 
 
 def test_these_are_all_that_remember(backbones, case):

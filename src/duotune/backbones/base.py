@@ -136,7 +136,10 @@ class Backbone(nn.Module, abc.ABC):
         )
         if fn(probe).dtype != probe.dtype:
             self.fingerprint()
-        return super()._apply(fn, *args, **kwargs)
+        moved = super()._apply(fn, *args, **kwargs)
+        # torch replaces what a parameter holds and counts no write; what is remembered was made of the old numbers
+        torch.autograd.graph.increment_version(self.model.parameters())
+        return moved
 
     @property
     def device(self) -> torch.device:
