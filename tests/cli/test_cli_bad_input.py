@@ -515,3 +515,15 @@ def test_enormous_pictures_are_refused_by_their_header(tmp_path):
             assert image.size == (100_000, 100_000)
     finally:
         Image.MAX_IMAGE_PIXELS = limit
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "show", "demo", "list"])
+def test_commands_that_are_not_shared_refuse_a_launcher(duotune, monkeypatch, tmp_path, command):
+    """Each process would print and write all of it."""
+    words = {"evaluate": ["x", "--data", "x"], "predict": ["x", "x"], "show": ["x"], "demo": ["--out", tmp_path / "d"]}
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    says(duotune(command, *words.get(command, [])).error, "2 processes", f"`{command}`", "start one")
+    monkeypatch.setenv("RANK", "1")
+    ran = duotune(command, *words.get(command, []))
+    assert (ran.status, ran.out, ran.err) == (2, "", "") and not (tmp_path / "d").exists()

@@ -13,7 +13,7 @@ import sys
 
 from ..endings import Watch, end, watching
 from ..errors import MAX_MESSAGE, MAX_SHOWN, DuotuneError, one_line
-from ..processes import known_to_all, said_by
+from ..processes import known_to_all, launched, said_by
 from .options import Parser, UsageError, add_options, given
 from .output import print_anything
 
@@ -29,8 +29,11 @@ COMMANDS = {
 }
 """Command -> module with `HELP` (one line), `Options` (a dataclass) and `run(options) -> exit status`.
 
-A module may define `add_arguments(parser)` and `read(namespace)` where a dataclass alone does not say it.
+A module may define `add_arguments(parser)` and `read(namespace)` where a dataclass alone does not say it. One that is
+not in `SHARED` runs in one process.
 """
+SHARED = frozenset({"train"})
+"""Commands that several processes of a launcher do together."""
 
 DESCRIPTION = "Adapt frozen vision-language models with kilobytes of prompts."
 EPILOG = "`duotune COMMAND --help` says more. DUOTUNE_TRACEBACK=1 shows the full traceback of an error."
@@ -117,6 +120,8 @@ def _run(argv: list[str] | None) -> int:
     if namespace.command is None:
         parser.print_help()
         return 0
+    if namespace.command not in SHARED and (count := launched()[2]) > 1:
+        parser.error(f"{count} processes were launched, each of which would do all of `{namespace.command}`; start one")
     module = importlib.import_module(COMMANDS[namespace.command])
     if hasattr(module, "read"):
         return module.run(module.read(namespace))
