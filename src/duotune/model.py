@@ -38,8 +38,15 @@ class PromptedModel(nn.Module):
         return self.method.class_names
 
     def set_classes(self, class_names: Sequence[str], template: str | Sequence[str] | None = None) -> PromptedModel:
-        """Classify into other classes from now on; `template` stays as it is if None."""
-        self.method.set_classes(self.backbone, class_names, template or self.method.template)
+        """Classify into other classes from now on.
+
+        Args:
+            template: None: as it is; if each class of a detector has its own, those of the same classes.
+
+        Raises:
+            ClassNamesError: see `Method.set_classes`.
+        """
+        self.method.set_classes(self.backbone, class_names, template or None)
         return self
 
     def forward(

@@ -48,6 +48,19 @@ def test_boxes_survive_saving(detector, pictures, tmp_path, method):
         assert same_boxes(row, expected)
 
 
+def test_templates_of_each_class_go_with_their_classes(detector):
+    model = attach(detector, "sdpt", ["cat", "red house"], template=["{} in snow", "a {}"])
+    before = model.method.caption.text
+    assert "cat in snow" in before and "a red house" in before
+    model.set_classes(["red house", "cat"])
+    assert model.method.template == ("a {}", "{} in snow") and "cat in snow" in model.method.caption.text
+    with pytest.raises(ClassNamesError, match="template of its own.*'cat' is missing; 'dog' is unknown"):
+        model.set_classes(["red house", "dog"])
+    assert model.class_names == ("red house", "cat")
+    model.set_classes(["red house", "dog"], template="{}")
+    assert model.set_classes(["tree"]).method.template == "{}"
+
+
 def test_a_template_says_how_each_class_reads(detector):
     model = attach(detector, "sdpt", NAMES).set_classes(NEW_NAMES, "a {} in a smear")
     assert model.method.caption.text.rstrip(".") == "a tree in a smear. a red cell in a smear"

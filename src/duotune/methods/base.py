@@ -199,7 +199,9 @@ class Method(nn.Module, abc.ABC):
             has = ", ".join(sorted(str(p) for p in backbone.ports))
             raise PortError(f"{name} needs {', '.join(missing)}; {backbone.name} offers {has}")
 
-    def set_classes(self, backbone: Backbone, class_names: Sequence[str], template: str | Sequence[str]) -> None:
+    def set_classes(
+        self, backbone: Backbone, class_names: Sequence[str], template: str | Sequence[str] | None = None
+    ) -> None:
         """Point the method at other classes; learnt parameters that do not depend on classes are kept.
 
         The same classes in another order take their learnt rows with them. What is drawn at random for other classes
@@ -207,7 +209,7 @@ class Method(nn.Module, abc.ABC):
 
         Args:
             class_names: C different, non-empty names; underscores read as spaces.
-            template: a prompt with one `{}`, or several (zero-shot ensembles).
+            template: a prompt with one `{}`, or several (zero-shot ensembles); None: as before, see `template_of`.
 
         Raises:
             ClassNamesError: a name does not fit; or what was learnt belongs to other classes (`bound_to_classes`).
@@ -231,6 +233,7 @@ class Method(nn.Module, abc.ABC):
                 f"class names must be different for the tokenizer of {backbone.name}; it reads the "
                 f"same in {pairs}: rename one"
             )
+        template = self.template_of(names) if template is None else template
         for t in [template] if isinstance(template, str) else template:
             if t.count("{}") != 1:
                 raise ClassNamesError(f"a template must contain one '{{}}' for the class name; got {shown(t)}")
@@ -250,6 +253,10 @@ class Method(nn.Module, abc.ABC):
                     self.on_classes(backbone)
                 raise
         self.to(backbone.device)
+
+    def template_of(self, class_names: Sequence[str]) -> str | tuple[str, ...]:
+        """What these classes are read with where nothing else is said."""
+        return self.template
 
     def on_classes(self, backbone: Backbone) -> None:
         """Hook of subclasses: tokenise names, create parameters that depend on the number of classes."""

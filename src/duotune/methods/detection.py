@@ -14,6 +14,7 @@ from torch import Tensor
 from ..backbones.base import CaptionFeatures, Detector, DetectorOutput, Port
 from ..errors import ClassNamesError, ConfigError
 from ..grounding import Caption, CaptionPrompt
+from ..names import differences, same_classes
 from .base import Method, Progress
 
 logger = logging.getLogger(__name__)
@@ -74,13 +75,27 @@ class DetectionMethod(Method, abc.ABC):
     all_captions: tuple[Caption, ...] = ()
     prompts: tuple[CaptionPrompt, ...] = ()
 
-    def set_classes(self, backbone: Detector, class_names: Sequence[str], template: str | Sequence[str]) -> None:
+    def set_classes(
+        self, backbone: Detector, class_names: Sequence[str], template: str | Sequence[str] | None = None
+    ) -> None:
         names = list(class_names)
-        if names and not isinstance(template, str) and len(template) != len(names):
+        if names and template is not None and not isinstance(template, str) and len(template) != len(names):
             raise ClassNamesError(
                 f"{len(template)} templates for {len(names)} classes; a detector reads one for all, or one for each"
             )
         super().set_classes(backbone, class_names, template)
+
+    def template_of(self, class_names: Sequence[str]) -> str | tuple[str, ...]:
+        """As before; templates of each class go with their classes. Raises ClassNamesError if these are others."""
+        if isinstance(self.template, str):
+            return self.template
+        order = same_classes(class_names, self.class_names)
+        if order is None:
+            raise ClassNamesError(
+                f"each of {len(self.class_names)} classes has a template of its own, and the new classes are others: "
+                f"{differences(self.class_names, class_names)}; give a template for them"
+            )
+        return tuple(self.template[place] for place in order)
 
     def on_classes(self, backbone: Detector) -> None:
         templates = [self.template] * len(self.class_names) if isinstance(self.template, str) else self.template
