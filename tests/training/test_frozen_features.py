@@ -64,6 +64,15 @@ def test_the_second_run_decodes_nothing_and_gets_the_same(tiny_clip, items, tmp_
         frozen_features(tiny_clip, items, transform, 3, seed=5, cache=cache, workers=0, progress=False)
 
 
+def test_what_is_kept_was_not_computed_under_the_callers_autocast(tiny_clip, items, tmp_path):
+    cache, transform = FeatureCache(tmp_path), evaluation_transform(tiny_clip)
+    with torch.autocast("cpu", torch.bfloat16):
+        frozen_features(tiny_clip, items, transform, cache=cache, workers=0, progress=False)
+    kept = frozen_features(tiny_clip, items, transform, cache=cache, workers=0, progress=False).features
+    assert cache.statistics.hits == len(items)
+    assert close(kept, frozen_features(tiny_clip, items, transform, workers=0, progress=False).features)
+
+
 def test_a_changed_image_and_a_lost_shard_are_computed_anew(tiny_clip, tmp_path):
     path = tmp_path / "pictures" / "a.png"
     path.parent.mkdir()

@@ -35,6 +35,7 @@ from ..models.grounding_dino import (
 from ..models.grounding_dino.image import is_swin
 from ..models.grounding_dino.losses import corners
 from ..models.grounding_dino.text import DELIMITERS
+from ..precision import full_precision
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, Port, WindowTokens, weights_dtype
 from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
 
@@ -200,7 +201,7 @@ class GroundingDinoBackbone(Detector):
                 Target.of(label["boxes"].to(self.device, wide), label["positive_map"].to(self.device), size, length)
                 for label, size in zip(labels, sizes[:, :2])
             ]
-            with torch.autocast(self.device.type, enabled=False):
+            with full_precision(self.device):
                 losses = detection_losses(layers, states.encoder, targets, text.mask, self.weights)
         return DetectorOutput(raw.logits, text.mask, raw, losses)
 

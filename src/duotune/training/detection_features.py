@@ -34,6 +34,7 @@ from ..backbones.base import Detector
 from ..data.detection.torch_dataset import DetectionDataset
 from ..data.torch_dataset import OverImages
 from ..errors import ConfigError, DataError
+from ..precision import full_precision
 from ..processes import ALONE, Processes, on_this_machine
 from ..writing import write_bytes
 from .cache import FAULTS, FeatureCache, mark_used, proves_broken
@@ -310,9 +311,8 @@ def _only_pixels(rows: Sequence[dict[str, Any]]) -> tuple[int, Tensor]:
 @torch.no_grad()
 def picture_maps(backbone: Detector, picture: Tensor) -> Maps:
     """What the frozen image tower makes of one picture (3, h, w), padded by itself: per level (d, h, w)."""
-    weight = next(backbone.parameters())
-    pixels = backbone.receive(backbone.pad([picture]), weight.dtype)
-    with torch.autocast(weight.device.type, enabled=False):
+    pixels = backbone.receive(backbone.pad([picture]), next(backbone.parameters()).dtype)
+    with full_precision(backbone.device):
         sizes = torch.tensor([picture.shape[1:]])
         return [m[0] for m in backbone.encode_image(pixels, image_sizes=sizes)]
 

@@ -23,6 +23,7 @@ from ..data.images import open_image
 from ..data.torch_dataset import ImageDataset, OverImages, check_broken_share
 from ..data.transforms import TestTransform, TrainTransform, Transform
 from ..errors import ConfigError, DataError
+from ..precision import full_precision
 from ..processes import ALONE, Processes
 from .cache import FeatureCache
 
@@ -95,7 +96,7 @@ def frozen_features(
         for batch in image_batches(images, waiting, size, workers):
             broken.update(batch.broken)
             if len(batch.pixel_values):
-                with torch.no_grad():
+                with torch.no_grad(), full_precision(backbone.device):  # kept, whoever asked
                     rows = backbone.encode_image(as_input(backbone, batch.pixel_values)).float().cpu().numpy()
                 store.add(batch.index, batch.view, rows)
             bar.update(batch.count)
