@@ -513,6 +513,12 @@ def test_a_torn_identity_is_one_line(tiny_clip, picture_data, tmp_path):
 # the rest of transformers' Trainer
 
 
+def test_bf16_needs_no_word_about_the_cpu_where_there_is_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    args = arguments(tmp_path, bf16=True)
+    assert args.use_cpu and args.device.type == "cpu"
+
+
 def test_bf16_trains_and_leaves_forward_as_it_was(tiny_clip, picture_data, tmp_path):
     from duotune.predictor import Predictor
 

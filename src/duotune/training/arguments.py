@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK, get_available_reporting_integrations
 
 from ..errors import ConfigError
-from ..processes import must_use_cpu
+from ..processes import default_device, must_use_cpu
 from ..reading import because
 from .fields import range_faults, refused_faults, type_faults
 
@@ -95,8 +95,8 @@ class PromptTrainingArguments(TrainingArguments):
             self.greater_is_better = self.metric_for_best != "loss"
             self.load_best_model_at_end = True
             self.eval_strategy = self.save_strategy
-        # accelerate would not let processes without an accelerator know each other
-        if must_use_cpu():
+        # accelerate would not let processes without an accelerator know each other, and transformers refuses bf16 there
+        if must_use_cpu() or (self.bf16 and default_device() == "cpu"):
             self.use_cpu = True
         self._pin_is_open = self.dataloader_pin_memory is None
         try:
