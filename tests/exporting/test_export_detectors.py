@@ -50,7 +50,6 @@ def test_a_detector_is_exported_for_any_batch(one_layer, export):
         close(compute(PIXELS[:count]), outputs(model, PIXELS[:count]))
 
 
-@pytest.mark.slow
 def test_onnxruntime_gives_the_same_boxes(glip, onnx_session):
     """All layers, a batch of two; any number of pictures is above and, in ONNX, in the slow test."""
     model, pixels = attach(glip, "sdpt", NAMES), PIXELS[:2]
