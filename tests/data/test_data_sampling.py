@@ -138,3 +138,9 @@ def test_rows_of_a_saved_data_set_count_by_their_order():
     far = [ImageItem(Path("/data"), 0, str(row + 95)) for row in range(5, 25)]
     for draw in (lambda items: split(items, ["cat"])[2], lambda items: shuffled(items, 1, "train", "cat")):
         assert [int(item.member) + 95 for item in draw(near)] == [int(item.member) for item in draw(far)]
+
+
+@pytest.mark.parametrize("given", [(float("nan"), 0.3, 0), ("0.2", 0.3, 0), (0.2, True, 0), (0.2, 0.3, 1.0)])
+def test_shares_and_seeds_that_are_none(given):
+    with pytest.raises(ConfigError, match="must be"):
+        split(items([6]), ["c0"], *given)

@@ -237,3 +237,33 @@ def test_captions_beside_class_folders_are_no_labels(folder):
 def test_faulty_metadata(folder, tables, says):
     with pytest.raises(DataError, match=says):
         load_dataset(folder(tables, "0.png", "1.png"))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('path,label\nimages/0.png,"cat\nimages/1.png,dog\n', "is no CSV file.*check its quotes"),
+        ('path,label\nimages/0.png,"cat" big\nimages/1.png,dog\n', "is no CSV file.*check its quotes"),
+        ('path,label\nimages/0.png,"cat\nimages/1.png,dog"\nimages/2.png,cow\n', "line 3: a line ends within"),
+        ("path,label\nimages/0.png,Cat\nimages/1.png,cat\n", "labels 'Cat' and 'cat' differ in capitals alone"),
+        ("path,label\nimages/0.png,0\nimages/1.png,1\n", "labels are numbers, which name nothing; write names"),
+    ],
+)
+def test_what_would_be_read_as_other_labels(table, text, says):
+    with pytest.raises(DataError, match=says):
+        load_dataset(table(text))
+
+
+def test_labels_that_differ_in_capitals_on_purpose(table):
+    letters = load_dataset(table("path,label,split\nimages/0.png,A,train\nimages/1.png,a,test\n"))
+    assert rows(letters) == [("train", "0.png", "A"), ("test", "1.png", "a")]
+    text = "path,label,split\nimages/0.png,Cat,train\nimages/1.png,cat,train\n"
+    kept = load_dataset(table(text), class_names=["cat", "Cat"])
+    assert rows(kept) == [("train", "0.png", "Cat"), ("train", "1.png", "cat")]
+
+
+def test_a_picture_in_two_tables(folder):
+    told = lines({"file_name": "0.png", "label": "dog"}, {"file_name": "1.png", "label": "cat"})
+    with pytest.raises(DataError, match="metadata.jsonl: '0.png', '1.png' have a row in another table too"):
+        load_dataset(folder({"metadata.csv": "file_name,label\n0.png,cat\n1.png,dog\n", "metadata.jsonl": told},
+                            "0.png", "1.png"))  # fmt: skip

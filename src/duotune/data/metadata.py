@@ -45,6 +45,8 @@ def read_metadata(listing: Listing, class_names: Any) -> tuple[list[str], dict[s
         if told is None:
             continue
         found = find_pictures(told, _finder(stored, f"{folder}/" if folder else "", told), where)
+        if twice := sorted(set(found) & set(images)):
+            raise DataError(f"{where}: {first_few(twice, 3)} have a row in another table too; keep one of the tables")
         rows += [Row(row.line, row.path, row.label, _split(row, image)) for row, image in zip(told, found)]
         images += found
     if not rows:

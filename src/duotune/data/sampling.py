@@ -13,8 +13,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ..errors import ConfigError, DataError
-from ..settings import check_whole
+from ..errors import ConfigError, DataError, shown
+from ..settings import check_whole, fits
 from .base import ClassificationData, ImageItem, clean_class_name, first_few
 from .layout import plain_name
 
@@ -117,10 +117,12 @@ def split(
         val_share, test_share: 0..1, together below 1.
 
     Raises:
-        ConfigError: shares out of range.
+        ConfigError: shares out of range, or a seed that is no whole number from 0.
     """
-    if min(val_share, test_share) < 0 or val_share + test_share >= 1:
-        raise ConfigError(f"val_share and test_share must be 0..1 and sum to less than 1: {val_share}, {test_share}")
+    shares = val_share, test_share
+    if not all(fits(share, float) and share >= 0 for share in shares) or sum(shares) >= 1:
+        raise ConfigError(f"val_share and test_share must be 0..1 and sum to less than 1: {shown(shares, 80)}")
+    check_whole(0, seed=seed)
     train: list[ImageItem] = []
     val: list[ImageItem] = []
     test: list[ImageItem] = []

@@ -72,6 +72,11 @@ def _columns_needed(columns: Sequence[str], where: str) -> dict[str, int]:
 
 def _row(line: int, cells: Sequence[str], columns: Sequence[str], found: dict[str, int], where: str) -> Row:
     path, label, split = (cells[found[kind]].strip() if kind in found else "" for kind in COLUMNS)
+    if broken := next((cell for cell in (path, label) if "\n" in cell or "\r" in cell), None):
+        raise DataError(
+            f"{where}, line {line}: a line ends within {shown(broken, 80)}; close its quotes, and write path and label "
+            "in one line each"
+        )
     if not path or not label:
         raise DataError(f"{where}, line {line}: path and label must not be empty")
     if "split" in found and not split_of(split):
@@ -83,16 +88,17 @@ def _row(line: int, cells: Sequence[str], columns: Sequence[str], found: dict[st
     return Row(line, path, plain_name(label), split_of(split) or "")
 
 
-def _csv_rows(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """(line, cells) of each row that is not empty."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=delimiter != "\t")
+def _csv_rows(text: str, delimiter: str, strict: bool = True) -> list[tuple[int, list[str]]]:
+    """(line, cells) of each row that is not empty. Raises csv.Error, if `strict`, for quotes that do not close."""
+    blanks = delimiter != "\t"
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=blanks, strict=strict)
     return [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
 
 
 def _delimiter(text: str, where: str) -> str:
     """What separates the header's columns: the first that shows a path and a label, else the one that shows most."""
     head = "\n".join(text.lstrip("\r\n").splitlines()[:1])
-    columns = {sign: next(iter(_csv_rows(head, sign)), (1, []))[1] for sign in DELIMITERS}
+    columns = {sign: next(iter(_csv_rows(head, sign, strict=False)), (1, []))[1] for sign in DELIMITERS}
     for sign, names in columns.items():
         known = {_plain(name) for name in names}
         if known & set(COLUMNS["path"]) and known & set(COLUMNS["label"]):
@@ -120,7 +126,7 @@ def parse_csv(content: bytes, where: str, needs_label: bool = True) -> list[Row]
     try:
         rows = _csv_rows(text, _delimiter(text, where))
     except csv.Error as error:
-        raise DataError(f"{where} is no CSV file: {error}") from error
+        raise DataError(f"{where} is no CSV file: {error}; check its quotes and separators") from error
     columns = [cell.strip() for cell in rows[0][1]] if rows else []
     if not needs_label and "label" not in _find_columns(columns, where):
         return None
@@ -177,7 +183,8 @@ def label_texts(texts: Sequence[str], class_names: Any, where: str) -> tuple[dic
         class_names: in label order; or {text: class name}; None: the texts themselves, sorted.
 
     Raises:
-        DataError: a text that is none of `class_names`, by name or by number; or numbers alone, without `class_names`.
+        DataError: a text that is none of `class_names`, by name or by number; or, without
+            `class_names`, numbers alone, or texts that differ in capitals alone.
     """
     if isinstance(class_names, dict):
         known, names = {plain_name(text): label for label, text in enumerate(class_names)}, list(class_names.values())
@@ -186,8 +193,10 @@ def label_texts(texts: Sequence[str], class_names: Any, where: str) -> tuple[dic
         if class_names is None:
             if all(_number(text) is not None for text in texts):
                 raise DataError(
-                    f"{where}: labels are numbers, which name nothing; give class_names=[...] in label order"
+                    f"{where}: labels are numbers, which name nothing; write names instead (in Python, "
+                    "class_names=[...] says them in label order)"
                 )
+            _refuse_like_labels(texts, where)
             class_names = sorted(texts)
         elif not isinstance(class_names, (list, tuple)):
             raise DataError(f"{where}: class_names must be a list of names or an object label -> name")
@@ -198,6 +207,18 @@ def label_texts(texts: Sequence[str], class_names: Any, where: str) -> tuple[dic
     if unknown := [text for text, label in label_of.items() if label is None]:
         raise DataError(f"{where}: labels {first_few(unknown)} are not among the {len(names)} class_names")
     return {text: label for text, label in label_of.items() if label is not None}, names
+
+
+def _refuse_like_labels(texts: Sequence[str], where: str) -> None:
+    """Raises DataError for labels that differ in capitals alone: one class, by all odds, unless they are letters."""
+    first: dict[str, str] = {}
+    for text in texts:
+        other = first.setdefault(text.casefold(), text)
+        if other != text and len(text) > 1:
+            raise DataError(
+                f"{where}: the labels {shown(other, 60)} and {shown(text, 60)} differ in capitals alone; write one of "
+                "them for both (in Python, class_names=[...] keeps them apart)"
+            )
 
 
 def find_pictures(rows: Sequence[Row], find: Callable[[str], T | None], where: str) -> list[T]:

@@ -343,6 +343,8 @@ def parse_xml(content: bytes, where: str, error: type[DuotuneError] = DataError)
     parser.CharacterDataHandler, parser.StartDoctypeDeclHandler = builder.data, refuse
     try:
         parser.Parse(content, True)
+    except DuotuneError:
+        raise
     except (expat.ExpatError, ValueError, LookupError) as fault:  # an encoding that is unknown, or has no table
         raise error(f"{where} is not valid XML: {because(fault)}; export, write or copy it again") from fault
     return builder.close()

@@ -360,3 +360,29 @@ def test_a_class_folder_set_with_json_of_its_own_stays_one(tmp_path):
         from duotune import load_dataset
 
         assert load_dataset(tmp_path).class_names == ("cat", "dog")
+
+
+def test_training_and_validation_in_one_file(tmp_path):
+    for name in ("trainval", "test"):
+        write(tmp_path / "annotations" / f"instances_{name}.json", content([f"{name}.png"]))
+        picture(tmp_path / "images" / f"{name}.png")
+    data = load_detection(tmp_path)
+    assert [i.path.stem for i in data.train] == ["trainval"] and [i.path.stem for i in data.test] == ["test"]
+    write(tmp_path / "annotations" / "instances_train.json", content(["train.png"]))
+    picture(tmp_path / "images" / "train.png")
+    assert [i.path.stem for i in load_detection(tmp_path).train] == ["train"]
+    for name in ("train", "test"):
+        (tmp_path / "annotations" / f"instances_{name}.json").unlink()
+    alone = load_detection(tmp_path)  # one file of all pictures, which training divides
+    assert [i.path.stem for i in alone.test] == ["trainval"] and "brings no splits" in alone.report.notes[0]
+
+
+def test_annotations_in_capitals_and_pictures_in_data(tmp_path):
+    for name in ("TRAIN", "VAL"):
+        write(tmp_path / "a" / "Annotations" / f"{name}.JSON", content(["1.png"]))
+        picture(tmp_path / "a" / "Images" / name / "1.png")
+    data = load_detection(tmp_path / "a")
+    assert [len(data.train), len(data.val)] == [1, 1] and data.report.faults == {}
+    write(tmp_path / "b" / "labels.json", content(["1.png"]))
+    picture(tmp_path / "b" / "data" / "1.png")
+    assert len(load_detection(tmp_path / "b").test) == 1

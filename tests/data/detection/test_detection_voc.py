@@ -217,3 +217,33 @@ def test_two_folders_of_one_split_are_refused(tmp_path):
     write(write(tmp_path, "valid", "valid", "a"), "val", "val", "b")
     with pytest.raises(DataError, match="several folders of the split 'val'"):
         load_detection(tmp_path)
+
+
+def test_lists_of_file_names(tmp_path):
+    write(tmp_path, "Annotations", "JPEGImages")
+    lists(tmp_path, train=["a.jpg"], val=["JPEGImages/b.jpg"], test="c")
+    check(load_detection(tmp_path), train="a", val="b", test="c")
+    lists(tmp_path, train=["x"], val=["y"], test=["z"])
+    with pytest.raises(DataError, match="no list names a picture that has an annotation"):
+        load_detection(tmp_path)
+
+
+def test_annotations_that_would_be_left_out_are_refused(tmp_path):
+    write(tmp_path, "Annotations", "JPEGImages", "ab")
+    write(tmp_path, "Annotations/more", "JPEGImages/more", "c")
+    with pytest.raises(DataError, match=r"more.c.xml lies in a folder inside .*Annotations"):
+        load_detection(tmp_path)
+
+
+def test_another_xml_file_comes_first(tmp_path):
+    write(tmp_path, "Annotations", "JPEGImages")
+    (tmp_path / "Annotations" / "0.xml").write_text("<meta/>")
+    with pytest.raises(DataError, match="0.xml is no Pascal VOC file: expected <annotation>, found <'meta'>"):
+        load_detection(tmp_path)
+
+
+def test_boxes_of_which_none_can_be_used(tmp_path):
+    write(tmp_path, "Annotations", "JPEGImages", "a")
+    (tmp_path / "Annotations" / "a.xml").write_text(xml([("cat", 30, 15, 11, 6, 0)], name="a.jpg"))
+    with pytest.raises(DataError, match="none of its boxes can be used: 1 boxes had no width or no height"):
+        load_detection(tmp_path)

@@ -277,3 +277,17 @@ def test_a_picture_that_cannot_be_read_is_left_to_the_check_of_pictures(tmp_path
     data = load_detection(root)
     good, report = check_detection_images(data.train, max_broken_share=0.5)
     assert [i.path.name for i in good] == ["c.jpg"] and "a.jpg" in next(iter(report.broken))
+
+
+def test_a_broken_yaml_is_told(tmp_path):
+    write(tmp_path, "images/train", "labels/train", "ab")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog\ntrain: images/train\n")
+    with pytest.raises(DataError, match="data.yaml is not valid YAML"):
+        load_detection(tmp_path)
+
+
+def test_names_that_do_not_count_from_0(tmp_path):
+    write(tmp_path, "images/train", "labels/train", "a")
+    (tmp_path / "data.yaml").write_text("names: {1: cat, 2: dog}\ntrain: images/train\n")
+    with pytest.raises(DataError, match="class 0 has no name; the data set names 2 classes, with numbers from 1 to 2"):
+        load_detection(tmp_path)

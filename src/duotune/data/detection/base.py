@@ -200,7 +200,7 @@ def make_detection_data(
 
     Raises:
         ClassNamesError: class names blank or doubled, or caption prompts of another number.
-        DataError: no picture in any split.
+        DataError: no picture in any split, or boxes of which none can be used.
     """
     names = check_class_names(class_names, name)
     if caption_prompts and len(caption_prompts) != len(names):
@@ -208,6 +208,8 @@ def make_detection_data(
     parts = {split: tuple(splits.get(split, ())) for split in SPLITS}
     if not any(parts.values()):
         raise DataError(f"{name}: no pictures found in any split")
+    if report.all_dropped():
+        raise DataError(f"{name}: none of its boxes can be used: {'; '.join(report.lines())}; correct them")
     if names:
         _count_of_splits(parts, report)
     read: dict[str, str] = {}

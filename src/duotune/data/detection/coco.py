@@ -236,7 +236,7 @@ def coco_items(
     if sum(map(len, by_image.values())) and not any(len(item) for item in items):
         raise DataError(
             f"{file.path}: none of its annotations has a box that can be used: {'; '.join(dropped.lines())}; expected "
-            "'bbox': [x, y, width, height] in pixels, or polygons or a mask in 'segmentation'"
+            "'bbox': [x, y, width, height] in pixels, or polygons or a mask of the picture's size in 'segmentation'"
         )
     shapes.judge(file.path, report)
     return items
@@ -258,7 +258,7 @@ def _row(
     about = f"{where}, annotation {shown(annotation.get('id'), 40)}"
     crowd = as_mark(annotation.get("iscrowd"))
     if crowd is None:
-        raise DataError(f"{file.path}: {about}: iscrowd must be 0 or 1, not {shown(annotation['iscrowd'], 60)}")
+        raise DataError(f"{file.path.parent / about}: iscrowd must be 0 or 1, not {shown(annotation['iscrowd'], 60)}")
     box, fault, from_outline = annotated_box(annotation, width, height)
     for kind in filter(None, (fault, "outlines" if from_outline else None)):
         example = f"{about}: {shown(annotation.get('bbox'), 80)}"

@@ -4,7 +4,7 @@ Roboflow:   {train,valid,test}/_annotations.coco.json, pictures beside it
 COCO 2017:  annotations/instances_{train,val}2017.json, pictures in {train,val}2017/ or images/{train,val}2017/
 flat:       {train,val,test}.json, pictures in {train,val,test}/, images/{train,val,test}/ or images/
 ODinW:      {train,valid,test}/annotations_without_background.json
-one file:   any one name, at the top or in annotations/, that says no split; pictures in images/ or beside it
+one file:   any one name, at the top or in annotations/, that says no split; pictures in images/, data/ or beside it
 
 Splits are known by `layout.split_of`, so "Train", "validation" and the like serve too.
 """
@@ -54,6 +54,12 @@ def split_of_file(name: str) -> str | None:
     return said.pop() if len(said) == 1 and not other else None
 
 
+def _split_of(name: str) -> str | None:
+    """The same of a file among others: "trainval" is training there, since what is for testing has its own file."""
+    whole = "trainval" in _words(name)
+    return split_of_file(name.casefold().replace("trainval", "train") if whole else name)
+
+
 def _words(name: str) -> list[str]:
     return [word for word in re.split(r"[\W_]+", name.casefold().removesuffix(".json")) if word]
 
@@ -83,9 +89,11 @@ def find_coco(tree: Tree) -> dict[str, Annotated]:
         DataError: COCO files whose splits cannot be known, or several of one split; names them.
     """
     rows = _by_split(tree)
+    if all("trainval" in _words(file) for _, _, file, _ in rows):
+        rows = []  # alone it is one file of all pictures
     found: dict[str, Annotated] = {}
     for split in SPLITS:
-        own = [(rank, file, home) for rank, s, file, home in rows if s == split]
+        own = [(("trainval" in _words(file), rank), file, home) for rank, s, file, home in rows if s == split]
         if not own:
             continue
         best = min(rank for rank, _, _ in own)
@@ -123,25 +131,26 @@ def _by_split(tree: Tree) -> list[tuple[int, str, str, str]]:
         deeper = tree.find_folder(f"{folder}/annotations")
         if deeper is not None:
             names += [f"{deeper}/{file}" for file in tree.listing(deeper)[1] if file.casefold().endswith(".json")]
-        names = [name for name in names if split_of_file(name.rpartition("/")[2]) in (split, None)]
+        names = [name for name in names if _split_of(name.rpartition("/")[2]) in (split, None)]
         coco = [name for name in names if looks_like_coco(tree, name)] if len(names) < 100 else []  # labelme: one each
         found += [(20, split, name, folder) for name in coco]
     for file in files:
         if not file.casefold().endswith(".json"):
             continue
-        split, rank = split_of_file(file), 4 if file.casefold().removesuffix(".json") in SPLIT_NAMES else 6
+        split, rank = _split_of(file), 4 if file.casefold().removesuffix(".json") in SPLIT_NAMES else 6
         if split and file.casefold().endswith("_" + KNOWN_FILES[1]):
             rank = 2
         if split and (rank < 6 or looks_like_coco(tree, file)):
             found.append((rank, split, file, ""))
     annotations = tree.find_folder("annotations")
     for file in tree.listing(annotations)[1] if annotations else ():
-        split = split_of_file(file) if file.casefold().endswith(".json") else None
+        split = _split_of(file) if file.casefold().endswith(".json") else None
         if split is None:
             continue
         name = f"{annotations}/{file}"
-        year = re.search(r"(\d*)\.json$", file)[1]
-        if file.casefold().startswith("instances_"):
+        plain = file.casefold()
+        year = re.fullmatch(r".*?(\d*)\.json", plain)[1]
+        if plain.startswith("instances_"):
             found.append(({"2017": 8, "2014": 9, "": 10}.get(year, 11), split, name, ""))
         elif looks_like_coco(tree, name):
             found.append((12, split, name, ""))
@@ -180,6 +189,6 @@ def picture_folders_of_one(tree: Tree, file: str) -> tuple[str, ...]:
     """Where the pictures of a file that belongs to no split may lie: a folder of its name, images/, beside it."""
     beside, _, base = file.rpartition("/")
     stem = base.rpartition(".")[0]
-    names = [f"{beside}/{stem}".lstrip("/"), f"{beside}/images".lstrip("/"), "images/default", "images"]
+    names = [f"{beside}/{stem}".lstrip("/"), f"{beside}/images".lstrip("/"), "images/default", "images", "data"]
     places = [tree.find_folder(name) for name in names]
     return tuple(dict.fromkeys(place for place in (*places, beside, "") if place is not None))

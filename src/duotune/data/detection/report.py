@@ -34,6 +34,7 @@ KINDS = {
     "dummy_categories": "categories were only the heading of the others and were left out",
     "empty_images": "pictures have no boxes; they are kept, as pictures of nothing",
 }
+DROPPED = frozenset({"outside", "empty", "not_finite", "malformed"})
 HARMLESS = frozenset({"unseen_phrases", "dummy_categories", "empty_images"})
 
 
@@ -69,6 +70,10 @@ class DetectionReport:
     def faults(self) -> dict[str, int]:
         """The counts of what should not have been in the files."""
         return {kind: count for kind, count in self.counts.items() if kind not in HARMLESS}
+
+    def all_dropped(self) -> bool:
+        """Whether there were boxes, and none could be used."""
+        return not self.boxes and not DROPPED.isdisjoint(self.counts)
 
     def warn(self, name: str) -> None:
         """One warning for all faults of a data set; none if there are none."""

@@ -12,7 +12,7 @@ in VOC's own measure. Classes are the names that occur, in alphabetical order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from xml.etree.ElementTree import Element
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+PEEKED = 20  # XML files that are looked into
 
 
 @dataclass(frozen=True)
@@ -66,15 +67,15 @@ def find_voc(tree: Tree) -> dict[str, _Part]:
 
 
 def _annotations(tree: Tree, folder: str) -> list[str]:
-    """The XML files of a folder, if the first is one of VOC's."""
-    names = [name for name in tree.listing(folder)[1] if name.casefold().endswith(".xml")]
-    files = [f"{folder}/{name}".lstrip("/") for name in names]
-    if not files:
-        return []
-    try:
-        return files if b"<annotation" in tree.read(files[0], "VOC annotations").replace(b"\0", b"") else []
-    except DataError:
-        return files
+    """The XML files of a folder, if one of the first is VOC's."""
+    files = [f"{folder}/{name}".lstrip("/") for name in tree.listing(folder)[1] if name.casefold().endswith(".xml")]
+    for file in files[:PEEKED]:
+        try:
+            if b"<annotation" in tree.read(file, "VOC annotations").replace(b"\0", b""):
+                return files
+        except DataError:
+            return files
+    return []
 
 
 def _by_folder(tree: Tree, above: str, pictures: Sequence[str]) -> dict[str, _Part]:
@@ -109,7 +110,7 @@ def _by_list(tree: Tree, files: Sequence[str], places: tuple[str, ...]) -> dict[
     for split, name in said.items():
         where = tree.where(f"{lists}/{name}")
         lines = decode_text(tree.read(f"{lists}/{name}", "picture ids"), str(where)).splitlines()
-        ids = [line.split()[0] for line in lines if line.strip()]
+        ids = [_id(line.split()[0], known) for line in lines if line.strip()]
         absent = [i for i in ids if plain_name(i) not in known]
         if len(absent) == len(ids):
             continue  # VOC's own archive lists test pictures whose annotations come separately
@@ -119,7 +120,18 @@ def _by_list(tree: Tree, files: Sequence[str], places: tuple[str, ...]) -> dict[
                 "unpack the data set completely, or correct the list"
             )
         found[split] = _Part(tuple(dict.fromkeys(known[plain_name(i)] for i in ids)), places)
-    return found or {"": _Part(tuple(files), places)}
+    if not found:
+        raise DataError(
+            f"{tree.where(lists)}: no list names a picture that has an annotation; expected the annotations' names, "
+            "without .xml; correct the lists, or remove them"
+        )
+    return found
+
+
+def _id(word: str, known: Container[str]) -> str:
+    """The id that a list means; some write the picture's path instead."""
+    base = word.replace("\\", "/").rpartition("/")[2]
+    return base.rpartition(".")[0] if plain_name(base) not in known and is_image_name(base) else base
 
 
 def read_voc(
@@ -141,6 +153,7 @@ def read_voc(
     parts = find_voc(tree)
     if not parts:
         raise DataError(f"{path} holds no Pascal VOC annotations; expected Annotations/*.xml with JPEGImages/")
+    _refuse_inner(tree, parts)
     read = {split: list(_read_all(tree, part.files)) for split, part in parts.items()}
     names = sorted({_name(thing, where) for rows in read.values() for where, root in rows for thing in _objects(root)})
     if class_names is not None and len(class_names) != len(names):
@@ -171,6 +184,18 @@ def read_voc(
                 report.add("unlabelled", picture)
     data = make_detection_data(name or named_after(path), class_names or names, range(1, len(names) + 1), items, report)
     return divide(data, seed, tree) if "" in parts else data
+
+
+def _refuse_inner(tree: Tree, parts: dict[str, _Part]) -> None:
+    """Raises DataError for annotations in folders inside of those that are read."""
+    folders = {file.rpartition("/")[0] for part in parts.values() for file in part.files}
+    for folder in sorted(folders):
+        inner = [f"{folder}/{name}".lstrip("/") for name in tree.listing(folder)[0]]
+        if other := next((file for place in inner if place not in folders for file in _annotations(tree, place)), None):
+            raise DataError(
+                f"{tree.where(other)} lies in a folder inside {tree.where(folder)}, which has annotations itself; put "
+                "all of a split into one folder"
+            )
 
 
 def _read_all(tree: Tree, files: Sequence[str]) -> Iterator[tuple[str, Element]]:

@@ -69,18 +69,19 @@ def _describes(content: Any) -> bool:
 
 def find_yolo(tree: Tree) -> str | None:
     """The data set's yaml, or a folder that its labels are in; None if there are no YOLO labels."""
+    broken = None
     for name in sorted(tree.listing()[1], key=lambda name: (name not in ("data.yaml", "dataset.yaml"), name)):
         if name.casefold().endswith((".yaml", ".yml")):
             try:
                 if _describes(parse_yaml(tree.read(name, WHAT), name)):
                     return name
             except DataError:
-                continue
+                broken = broken or name  # beside labels it is what names them, and reading it says what is wrong
     tops = tree.listing()[0]
     places = [tree.find_folder("labels"), *(tree.find_folder(f"{top}/labels", top) for top in tops if split_of(top))]
     for place in filter(None, places):
         if _has_labels(tree, tree.walk(place)):
-            return place
+            return broken or place
     known = [name for name in tree.listing()[1] if name.casefold() in NAME_FILES]
     near = (f"{top}/{name}".lstrip("/") for top in ("", *tops) for name in tree.listing(top)[1])  # not all of ImageNet
     if known and _has_labels(tree, near):
@@ -370,7 +371,7 @@ def _items(
             where = f"{tree.where(file or '')}, line {row}"
             index, corners = _parse(line, where, layout.keypoints)
             if index not in labels:
-                raise DataError(f"{where}: class {index} has no name; the data set names {len(labels)} classes from 0")
+                raise DataError(f"{where}: class {index} has no name; {_named(labels)}")
             x1, y1, x2, y2 = corners
             box, fault = clipped_box(x1 * width, y1 * height, x2 * width, y2 * height, width, height)
             if fault:
@@ -383,6 +384,11 @@ def _items(
         report.boxes += len(rows)
         items.append(make_item(image_id=number, width=width, height=height, rows=rows, **place))
     return items
+
+
+def _named(labels: Sequence[int] | dict[int, int]) -> str:
+    """Which numbers have a name."""
+    return f"the data set names {len(labels)} classes, with numbers from {min(labels)} to {max(labels)}"
 
 
 def _number(word: str) -> float | None:
