@@ -172,6 +172,10 @@ def test_places_where_nothing_can_be_written(duotune, few_steps, tmp_path, train
     before = picture.read_bytes()
     says(duotune(*evaluate, "--out", picture).error, "exists and is no JSON file")
     assert picture.read_bytes() == before
+    for other in ('{"class_names": ["a"]}', '[{"accuracy": 1}]'):
+        (tmp_path / "file").write_text(other)
+        says(duotune(*evaluate, "--out", tmp_path / "file").error, "exists and is no result of evaluate")
+        assert (tmp_path / "file").read_text() == other
     says(duotune("train", "--method", "coop", *few_steps, "--out", tmp_path / "file").error, "is a file")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "names.txt"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -225,6 +227,34 @@ def test_drawn_pictures_never_replace_what_is_read(duotune, run, boxes):
         refused = duotune("predict", run, read, "--out", pictures)
         assert refused.status == 2 and "name another folder" in refused.error
     assert {path.name: path.read_bytes() for path in pictures.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "theirs"),
+    [
+        ([], "0.png", "a picture of theirs"),
+        (["--format", "coco"], "coco.json", '{"annotations": [{"id": 1, "bbox": [0, 0, 1, 1]}]}'),
+        (["--format", "coco"], "coco.json", "no JSON"),
+        (["--format", "yolo"], "classes.txt", "zebra\n"),
+        (["--format", "yolo"], "2.txt", "0 0.5 0.5 0.5 0.5\n"),
+    ],
+)
+def test_results_never_replace_what_others_wrote(duotune, run, boxes, tmp_path, left_behind, options, name, theirs):
+    (tmp_path / name).write_text(theirs)
+    refused = duotune("predict", run, boxes / "test", "--out", tmp_path, *options)
+    assert refused.status == 2 and name in refused.error and "which no earlier predict wrote" in refused.error
+    assert (tmp_path / name).read_text() == theirs and left_behind(tmp_path) == [name]
+    for _ in range(2):  # its own it replaces
+        again = duotune("predict", run, boxes / "test", "--out", tmp_path / "new", "--score-threshold", 0.05, *options)
+        assert again.status == 0, again.err
+
+
+def test_found_boxes_of_a_file_whose_name_is_no_text(duotune, run, boxes, tmp_path):
+    source = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")
+    shutil.copy(boxes / "test" / "0.png", source)
+    ran = duotune("predict", run, source, "--format", "coco", "--out", tmp_path / "out")
+    assert ran.status == 0, ran.err
+    assert json.loads((tmp_path / "out" / "coco.json").read_text())["images"][0]["file_name"] == "caf\udce9.png"
 
 
 def test_broken_pictures_are_told_last(duotune, run, boxes, tmp_path):

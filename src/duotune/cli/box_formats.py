@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..errors import DataError
+from ..reading import read_json, read_text
+
 if TYPE_CHECKING:
     from ..predictor import BoxesFound
 
@@ -64,8 +67,7 @@ def as_yolo(rows: Sequence[BoxesFound], class_names: Sequence[str]) -> tuple[dic
         {file name: content}: classes.txt, and per picture that could be read NAME.txt, empty if nothing was found, with
         lines "class cx cy w h score" in shares of the picture's size. Pictures of one name get NAME-2.txt and so on.
     """
-    # A line break in a name would be two classes.
-    files = {CLASSES_FILE: "".join(" ".join(name.split()) + "\n" for name in class_names).encode()}
+    files = {CLASSES_FILE: as_classes(class_names)}
     taken, numbered = {CLASSES_FILE}, []
     for row in rows:
         if row.error is not None:
@@ -84,6 +86,27 @@ def as_yolo(rows: Sequence[BoxesFound], class_names: Sequence[str]) -> tuple[dic
         taken.add(name.lower())
         files[name] = "".join(lines).encode()
     return files, numbered
+
+
+def as_classes(class_names: Sequence[str]) -> bytes:
+    """A name per line; a line break in a name, which would make it two, is a space."""
+    return "".join(" ".join(name.split()) + "\n" for name in class_names).encode()
+
+
+def is_found_coco(path: Path) -> bool:
+    """Whether a file is one of `as_coco`: all annotations have a score, which those of people lack."""
+    try:
+        return all("score" in annotation for annotation in read_json(path)["annotations"])
+    except (DataError, TypeError, KeyError):
+        return False
+
+
+def is_found_yolo(path: Path) -> bool:
+    """Whether a file is one of `as_yolo`: all lines have a score, which labels of people lack."""
+    try:
+        return all(len(line.split()) == 6 for line in read_text(path, "YOLO labels").splitlines())
+    except DataError:
+        return False
 
 
 def _shares(box: Sequence[float], width: int, height: int) -> str:

@@ -12,7 +12,6 @@ Of a detector, --out is a folder that keeps boxes as they are found: the same co
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from ..artifacts import check_files
 from ..data.base import images_per_split, in_order_of
 from ..errors import ConfigError, DataError
 from ..names import differences, first_few
+from ..reading import read_json
 from ..recipes import CLASSES
 from ..recipes.claim import check_writable
 from .options import option, quiet
@@ -198,8 +198,10 @@ def _refuse_other_files(path: Path) -> None:
     if not path.exists():
         return
     try:
-        json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError):
+        content = read_json(path)
+    except DataError:
         raise ConfigError(
             f"--out {path} exists and is no JSON file; name another file to write the result to"
         ) from None
+    if not isinstance(content, dict) or not {"accuracy", "harmonic_mean"} & set(content):
+        raise ConfigError(f"--out {path} exists and is no result of evaluate; name another file to write the result to")

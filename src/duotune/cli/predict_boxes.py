@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import os
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.base import first_few
+from ..data.base import ImageItem, first_few
+from ..data.images import is_image_name
 from ..data.listing import list_images
-from ..errors import ConfigError
+from ..errors import ConfigError, DataError
 from ..writing import write_bytes, write_text, write_together
-from .box_formats import CLASSES_FILE, COCO_FILE, as_coco, as_yolo
+from .box_formats import CLASSES_FILE, COCO_FILE, as_classes, as_coco, as_yolo, is_found_coco, is_found_yolo
 from .output import counted, print_json, table, tell_broken
 
 if TYPE_CHECKING:
@@ -38,6 +41,7 @@ def run(options: Options, predictor: Predictor) -> int:
         rows = _find(options, predictor, None)
     else:
         _refuse_sources(options.images, Path(options.out))
+        _refuse_others(Path(options.out), is_image_name, DETECTIONS)
         with claimed(options.out) as folder:
             rows = _find(options, predictor, folder)
     good = [row for row in rows if row.error is None]
@@ -77,10 +81,12 @@ def _run_format(options: Options, predictor: Predictor) -> int:
         rows = _find(options, predictor, None)
         print_json(as_coco(rows, predictor.model.class_names, options.images))
     else:
+        _refuse_labels(options, Path(options.out), predictor.model.class_names)
         with claimed(options.out) as folder:
             rows = _find(options, predictor, None)
             if options.format == "coco":
-                files = {COCO_FILE: (as_coco(rows, predictor.model.class_names, options.images) + "\n").encode()}
+                text = as_coco(rows, predictor.model.class_names, options.images) + "\n"
+                files = {COCO_FILE: text.encode(errors="backslashreplace")}  # of file names that are no text, as JSON
             else:
                 files, numbered = as_yolo(rows, predictor.model.class_names)
             write_together(folder, files)
@@ -94,11 +100,43 @@ def _run_format(options: Options, predictor: Predictor) -> int:
     return 0
 
 
+def _sources(image: str) -> list[ImageItem]:
+    """The pictures that a file, folder or archive stands for; none if it cannot be read, which is told later."""
+    path = Path(image).expanduser()
+    try:
+        return list_images(path) if path.is_dir() or path.suffix.lower() == ".zip" else [ImageItem(path, 0)]
+    except DataError:
+        return []
+
+
+def _refuse_others(folder: Path, would_go: Callable[[str], bool], result: str) -> None:
+    """Raises ConfigError if a folder without a `result` of an earlier command has files that a result may replace."""
+    if folder.is_dir() and not (folder / result).is_file():
+        if found := sorted(name for name in os.listdir(folder) if would_go(name)):
+            raise ConfigError(
+                f"--out {folder} holds {first_few(found, 3)}, which no earlier predict wrote; name another folder"
+            )
+
+
+def _refuse_labels(options: Options, folder: Path, class_names: Sequence[str]) -> None:
+    """Raises ConfigError if found boxes would replace files that predict did not write: somebody's annotations."""
+    if options.format == "coco":
+        names, ours = {COCO_FILE}, is_found_coco
+    else:
+        stems = {Path(item.member or item.path.name).stem for image in options.images for item in _sources(image)}
+        names, ours = {CLASSES_FILE, *(f"{stem}.txt" for stem in stems)}, is_found_yolo
+    for path in (folder / name for name in sorted(names)):
+        same = path.name == CLASSES_FILE and path.is_file() and path.read_bytes() == as_classes(class_names)
+        if path.exists() and not same and not ours(path):
+            raise ConfigError(
+                f"--out {folder} holds {first_few([path.name])}, which no earlier predict wrote; name another folder"
+            )
+
+
 def _refuse_sources(images: list[str], folder: Path) -> None:
     """Raises ConfigError if drawn pictures could replace those that are read."""
-    for image in map(Path, images):
-        files = [item.path for item in list_images(image)] if image.is_dir() else [image]
-        if any(file.resolve().parent == folder.resolve() for file in files):
+    for image in images:
+        if any(item.path.resolve().parent == folder.resolve() for item in _sources(image)):
             raise ConfigError(
                 f"--out {folder} holds images of {image}, which drawn ones would replace; name another folder"
             )
