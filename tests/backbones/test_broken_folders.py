@@ -238,3 +238,31 @@ def test_interruptions_pass_and_the_rest_is_told(tmp_path):
 def test_copies_as_they_are_load(copied):
     for kind in KINDS:
         assert duotune.load_backbone(str(copied(kind)), device="cpu").fingerprint()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_other_shapes_are_named(copied, kind):
+    folder = copied(kind)
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(name for name, weight in weights.items() if weight.ndim == 1)[0]
+    (folder / "model.safetensors").unlink()
+    save_file({**weights, name: weights[name].new_zeros(3)}, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "1 weights have other shapes than config.json says", name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_that_are_no_numbers(copied, kind):
+    folder = copied(kind)
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(name for name, weight in weights.items() if weight.ndim == 2)[0]
+    weights[name][0, 0] = float("nan")
+    (folder / "model.safetensors").unlink()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    refused(folder, "has NaN or infinity in 1 weights", "download or copy it again")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_preprocessor_that_says_nothing(copied, kind):
+    folder = copied(kind)
+    write(folder / "preprocessor_config.json", "{}")
+    refused(folder, "preprocessor_config.json does not say how pictures are prepared")

@@ -12,7 +12,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ClassNamesError
 from .base import DualEncoder, TextEnds, TextSequence, TextTokens, VisionPrompts, weights_dtype
-from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
+from .folders import (
+    LOADING,
+    check_files,
+    check_finite,
+    check_normalisation,
+    check_report,
+    check_side,
+    check_tokenizer,
+    guarded,
+)
 from .layers import PackedTexts, text_layer, vision_layer
 
 KEPT_PER_ROW = 14
@@ -144,8 +153,9 @@ def load_clip(name: str, source: str | Path, dtype: torch.dtype | None, device: 
 
     with guarded(name, source, "CLIP model"):
         check_files(name, source, "CLIP model")
-        model, report = CLIPModel.from_pretrained(source, dtype="auto", output_loading_info=True)
+        model, report = CLIPModel.from_pretrained(source, **LOADING)
         check_report(name, report, "CLIPModel")
+        check_finite(name, model)
         tokenizer = AutoTokenizer.from_pretrained(source)
         text = model.config.text_config
         # 2 stands in the configuration of OpenAI's models, whose text ends at the highest id

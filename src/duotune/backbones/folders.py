@@ -6,8 +6,9 @@ files are read first, with limits; the loading itself is one guarded block; and 
 
     with guarded(name, source, "CLIP model"):      everything inside fails as one DataError that names the folder
         check_files(name, source, kind)                  config.json, tokenizer, preprocessor, headers of the weights
-        model, report = ...from_pretrained(...)
+        model, report = ...from_pretrained(source, **LOADING)
         check_report(name, report, "CLIPModel")    no weight lacking, unread or of another shape
+        check_finite(name, model)                  none that is NaN or infinite
         check_tokenizer(name, tokenizer, ...)      its tokens are rows of the embedding
 """
 
@@ -19,16 +20,21 @@ import numbers
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError, DataError, DuotuneError, one_line
 from ..reading import MAX_DESCRIPTION_BYTES, MAX_SHOWN, because, check_file, read_json, shown
+
+if TYPE_CHECKING:
+    import torch
 
 MAX_LAYERS = 1_000  # of one tower
 MAX_SIZE = 2**24  # any other whole number of a configuration: widths, vocabularies, pixels
 MAX_SIDE = 2**14  # pixels of a side of what a model reads
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json and merges.txt", "vocab.txt")
 PADDED_ROWS = 128  # rows of an embedding beyond the tokenizer's: sizes are rounded up for speed
+LOADING: dict[str, Any] = {"dtype": "auto", "output_loading_info": True, "ignore_mismatched_sizes": True}
+"""How `from_pretrained` reads weights: what does not fit is in its report, by name, for `check_report`."""
 _DESCRIPTIONS = ("config.json", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json")
 _DESCRIPTIONS += ("processor_config.json", "tokenizer.json", "vocab.json", "added_tokens.json")
 _DESCRIPTIONS += ("model.safetensors.index.json",)
@@ -86,6 +92,11 @@ def check_files(name: str, source: str | Path, kind: str) -> None:
                 most = MAX_LAYERS if _COUNTS_LAYERS.search(place) else MAX_SIZE
                 if abs(value) > most:
                     raise DataError(f"{folder / file} says {place} = {shown(value)}; the limit is {most:,}")
+        if file == "preprocessor_config.json" and not any(key.endswith("mean") for key in content):
+            raise DataError(
+                f"{folder / file} does not say how pictures are prepared: expected their mean and deviation; copy that "
+                "of the same model"
+            )
     there = {file.name for file in folder.iterdir()}
     if not any(set(files.split(" and ")) <= there for files in TOKENIZER_FILES):
         raise DataError(
@@ -135,13 +146,25 @@ def check_report(name: str, report: Mapping[str, Any], kind: str) -> None:
         raise DataError(
             f"{shown(name)} lacks {len(missing)} weights of a {kind} (first: {missing[0]}); is the file complete?"
         )
-    if wrong := sorted(map(str, report.get("mismatched_keys") or ())):
-        raise DataError(f"{shown(name)}: {len(wrong)} weights have other shapes than config.json says: {wrong[0]}")
+    # (name, shape in the file, shape that the configuration asks for)
+    if wrong := sorted(str(key[0]) for key in report.get("mismatched_keys") or ()):
+        raise DataError(
+            f"{shown(name)}: {len(wrong)} weights have other shapes than config.json says (first: {wrong[0]}), so the "
+            "two are of different models; copy both from one"
+        )
     unread = sorted(key for key in map(str, report.get("unexpected_keys") or ()) if not _COMPUTED.search(key))
     if unread:
         raise DataError(
             f"{shown(name)} holds {len(unread)} weights that config.json has no place for (first: {unread[0]}), so the "
             "two are of different models; copy both from one"
+        )
+
+
+def check_finite(name: str, model: torch.nn.Module) -> None:
+    """Raises DataError if a weight is NaN or infinite: whatever it touches would be no number."""
+    if bad := [key for key, weight in model.named_parameters() if not weight.isfinite().all()]:
+        raise DataError(
+            f"{shown(name)} has NaN or infinity in {len(bad)} weights (first: {bad[0]}); download or copy it again"
         )
 
 

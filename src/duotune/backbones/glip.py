@@ -12,7 +12,16 @@ from torch import Tensor, nn
 
 from ..grounding import Caption, CaptionPrompt, build_caption
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, WindowTokens, weights_dtype
-from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
+from .folders import (
+    LOADING,
+    check_files,
+    check_finite,
+    check_normalisation,
+    check_report,
+    check_side,
+    check_tokenizer,
+    guarded,
+)
 
 LINEAR_PROBE = ("bbox_pred.", "centerness.", "dot_product_projection_text.", "log_scale", "bias_lang", "bias0")
 """What GLIP's linear probing trains of the head: all that anything reads, but the factors of the levels."""
@@ -51,8 +60,9 @@ class GlipBackbone(Detector):
 
         with guarded(name, source, "GLIP model"):
             check_files(name, source, "GLIP model")
-            model, report = GlipForObjectDetection.from_pretrained(source, dtype="auto", output_loading_info=True)
+            model, report = GlipForObjectDetection.from_pretrained(source, **LOADING)
             check_report(name, report, "GLIP")
+            check_finite(name, model)
             processor = GlipProcessor.from_pretrained(source)
             check_tokenizer(name, processor.tokenizer, model.config.text_config.vocab_size)
             check_side(name, short_side=processor.short_side, long_side=processor.long_side)

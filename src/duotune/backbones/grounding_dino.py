@@ -37,7 +37,16 @@ from ..models.grounding_dino.losses import corners
 from ..models.grounding_dino.text import DELIMITERS
 from ..precision import full_precision
 from .base import CaptionFeatures, Detector, DetectorOutput, FusionPrompts, Port, WindowTokens, weights_dtype
-from .folders import check_files, check_normalisation, check_report, check_side, check_tokenizer, guarded
+from .folders import (
+    LOADING,
+    check_files,
+    check_finite,
+    check_normalisation,
+    check_report,
+    check_side,
+    check_tokenizer,
+    guarded,
+)
 
 MAX_DETECTIONS = 300
 """Boxes per picture in the evaluation of the authors."""
@@ -95,10 +104,9 @@ class GroundingDinoBackbone(Detector):
 
         with guarded(name, source, "Grounding DINO model"):
             check_files(name, source, "Grounding DINO model")
-            model, report = AutoModelForZeroShotObjectDetection.from_pretrained(
-                source, dtype="auto", output_loading_info=True
-            )
+            model, report = AutoModelForZeroShotObjectDetection.from_pretrained(source, **LOADING)
             check_report(name, report, "Grounding DINO")
+            check_finite(name, model)
             tokenizer, pictures = AutoTokenizer.from_pretrained(source), Pictures.from_pretrained(source)
             check_tokenizer(name, tokenizer, model.config.text_config.vocab_size)
             check_delimiters(name, tokenizer)
