@@ -139,6 +139,8 @@ def test_evaluation_reads_labels_by_name(tiny_clip, picture_data, method):
         found = evaluate(model, items, **QUIET)
         assert found.predictions == expected.predictions and found.per_class == expected.per_class
         assert found.class_names == model.class_names and found.items == expected.items
+    half = evaluate(model, other.test[::2], **QUIET)  # a slice of a split knows its classes, too
+    assert half.predictions == expected.predictions[::2] and half.items == expected.items[::2]
     part = evaluate(model, other.subset("base").test, **QUIET)  # some of the model's classes
     assert part.num_images == 10 and part.per_class[:2] == (None, None) and part.per_class[2:] == expected.per_class[2:]
     foreign = dataclasses.replace(picture_data, class_names=FOREIGN)

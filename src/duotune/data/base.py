@@ -42,7 +42,7 @@ class ImageItem:
 
 
 class LabelledItems(tuple[ImageItem, ...]):
-    """Items of a data set, and what their labels stand for; otherwise a tuple. A part of it is a plain tuple.
+    """Items of a data set, and what their labels stand for; otherwise a tuple. A slice of it knows that, too.
 
     Attributes:
         class_names: C names, in label order.
@@ -54,6 +54,10 @@ class LabelledItems(tuple[ImageItem, ...]):
         made = super().__new__(cls, items)
         made.class_names = class_names
         return made
+
+    def __getitem__(self, index: Any) -> Any:
+        found = super().__getitem__(index)
+        return type(self)(found, self.class_names) if isinstance(index, slice) else found
 
     def __reduce__(self):
         return type(self), (tuple(self), self.class_names)
