@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from duotune.data import load_dataset
+from duotune.data.detection.tree import Tree
 from duotune.data.images import close_containers, open_image
 from duotune.errors import ClassNamesError, DataError
 
@@ -255,3 +256,18 @@ def test_linked_class_folders_are_followed(tree, tmp_path):
     (root / "cat" / "itself").symlink_to("itself")
     data = load_dataset(root)
     assert data.class_names == ("cat", "dog", "kitten") and len(data.train + data.val + data.test) == 9
+
+
+def test_links_from_every_folder_to_every_other_end(tmp_path, write_image):
+    """Without a limit ten folders are reached in millions of ways."""
+    folders = [tmp_path / f"class{i}" for i in range(10)]
+    for i, folder in enumerate(folders):
+        write_image(folder / "0.png", seed=i)
+    for folder in folders:
+        for other in folders:
+            if other != folder:
+                (folder / other.name).symlink_to(other)
+    with pytest.raises(DataError, match="links lead to the folder .* in more than 100 ways"):
+        load_dataset(tmp_path)
+    with pytest.raises(DataError, match="links lead to the folder .* in more than 100 ways"):
+        list(Tree(tmp_path).walk())

@@ -10,7 +10,10 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections import Counter
 from pathlib import Path
+
+from ..errors import DataError
 
 SPLIT_NAMES = {
     "train": "train",
@@ -32,6 +35,7 @@ FILLERS = frozenset("data dataset folder image images img imgs photos pictures s
 JUNK = frozenset(
     "__macosx @eadir #recycle $recycle.bin __pycache__ lost+found thumbs.db ehthumbs.db desktop.ini icon\r".split(" ")
 ) | {"system volume information"}
+MAX_WAYS = 100  # in which links may lead to one folder
 ABOUT = ("readme", "license", "licence", "citation", "changelog")  # files that say something of a data set
 
 
@@ -61,6 +65,27 @@ def is_junk(name: str) -> bool:
     """Whether a file or folder of this name (the last part of a path) is none of the user's data: hidden, or left
     behind by a system or an unpacker."""
     return name.startswith(".") or name.casefold() in JUNK
+
+
+class Ways:
+    """Folders as they are reached through links: none inside itself, and none in more than `MAX_WAYS` ways, since links
+    from every folder to every other multiply without end."""
+
+    def __init__(self) -> None:
+        self._count: Counter[str] = Counter()
+
+    def into(self, folder: str | Path, around: frozenset[str]) -> frozenset[str] | None:
+        """The real paths of a folder and those `around` it; None if it is one of these.
+
+        Raises DataError if it has been reached too often.
+        """
+        real = os.path.realpath(folder)
+        if real in around:
+            return None
+        self._count[real] += 1
+        if self._count[real] > MAX_WAYS:
+            raise DataError(f"links lead to the folder {real} in more than {MAX_WAYS} ways; remove some of them")
+        return around | {real}
 
 
 def is_about(name: str) -> bool:

@@ -16,7 +16,7 @@ from ..reading import because
 from ..reading.archives import Archive
 from .base import ImageItem
 from .images import is_image_name, read_bytes
-from .layout import is_junk, plain_name
+from .layout import Ways, is_junk, plain_name
 
 
 @dataclass
@@ -93,15 +93,16 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def list_folder(folder: Path) -> Listing:
-    """Raises DataError if a folder cannot be listed."""
+    """Raises DataError if a folder cannot be listed, or links lead to one in very many ways."""
     images: list[str] = []
     others: list[str] = []
     folders: list[str] = []
-    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset())]  # folder, real paths of it and those around it
+    ways = Ways()
+    waiting: list[tuple[str, frozenset[str]]] = [("", frozenset())]  # folder, real paths of those around it
     while waiting:
         inside, around = waiting.pop()
-        real = os.path.realpath(folder / inside)
-        if real in around:
+        within = ways.into(folder / inside, around)
+        if within is None:
             continue  # a link to a folder around it
         try:
             with os.scandir(folder / inside) as entries:
@@ -111,7 +112,7 @@ def list_folder(folder: Path) -> Listing:
         for entry in found:
             name = inside + entry.name
             if is_folder(entry):
-                waiting.append((f"{name}/", around | {real}))
+                waiting.append((f"{name}/", within))
                 folders.append(name)
             elif is_image_name(entry.name):
                 images.append(name)

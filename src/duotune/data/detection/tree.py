@@ -13,7 +13,7 @@ from ...errors import DataError
 from ...reading import MAX_TEXT_BYTES, read_bytes, shown
 from ...reading.archives import Archive
 from ..images import is_image_name
-from ..layout import is_about, is_junk, plain_name, split_of
+from ..layout import Ways, is_about, is_junk, plain_name, split_of
 from .base import DetectionItem
 
 MAX_DEPTH = 32  # folders in each other; a link to a folder above would lead on for ever
@@ -91,16 +91,22 @@ class Tree:
             self._listed[real] = folders, files
         return self._listed[real]
 
-    def walk(self, folder: str = "", above: frozenset[str] = frozenset()) -> Iterator[str]:
-        """Every file below a folder, in order of the names; links to folders are followed, but not to those `above`."""
-        real = folder if self.is_archive else os.path.realpath(self.path / self._real(folder))
-        if real in above or len(above) > MAX_DEPTH:
+    def walk(self, folder: str = "") -> Iterator[str]:
+        """Every file below a folder, in order of the names; links to folders are followed, but not to those above.
+
+        Raises DataError if links lead to one folder in very many ways.
+        """
+        yield from self._walk(folder, frozenset(), Ways())
+
+    def _walk(self, folder: str, above: frozenset[str], ways: Ways) -> Iterator[str]:
+        around = ways.into(self.path / self._real(folder), above)
+        if around is None or len(above) > MAX_DEPTH:
             return
         folders, files = self.listing(folder)
         prefix = f"{folder}/" if folder else ""
         yield from (prefix + name for name in files)
         for name in folders:
-            yield from self.walk(prefix + name, above | {real})
+            yield from self._walk(prefix + name, around, ways)
 
     def pictures(self, folder: str = "") -> list[str]:
         """Every picture below a folder, by extension."""
