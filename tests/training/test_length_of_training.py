@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from duotune import attach
+from duotune.errors import ConfigError
 from duotune.training import PromptTrainer, PromptTrainingArguments
 
 
@@ -45,6 +46,11 @@ def test_epochs_are_known_before_the_first_step_and_are_those_of_training(
         each = trainer.args.gradient_accumulation_steps
         assert len(trainer.get_train_dataloader()) == 3 and trainer.state.global_step == 7
         assert seen == ([0, 0, 0, 1, 1, 1, 2] if each == 1 else [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3])
+
+
+def test_a_batch_that_is_never_full_is_refused(tiny_clip, picture_data, tmp_path):
+    with pytest.raises(ConfigError, match="dataloader_drop_last leaves nothing of 24 training images"):
+        trainer_of(tiny_clip, picture_data, tmp_path, per_device_train_batch_size=25, dataloader_drop_last=True)
 
 
 def test_several_gpus_of_one_process_are_not_copied_to(tiny_clip, picture_data, tmp_path, monkeypatch):

@@ -15,13 +15,14 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..endings import current
 from ..errors import ConfigError, DataError
 from ..processes import finish, start
-from ..recipes import Recipe, load_recipe, parse_assignments
+from ..recipes import Recipe, load_recipe, parse_assignments, read_values
 from ..recipes.claim import CHECKPOINTS, WRITTEN, check_folder
 from ..training import last_checkpoint
 from .options import add_options, given, option, quiet
@@ -116,6 +117,14 @@ def _how_to_go_on(options: Options, before: tuple[str, float] | None) -> str:
     return f"`duotune train --resume --out {shlex.quote(options.out)}` goes on"
 
 
+def _said(source: str) -> Sequence[str]:
+    """The keys of a recipe that cannot be used; of one that cannot be read those that it has to have."""
+    try:
+        return list(read_values(source))
+    except ConfigError:
+        return "backbone", "data"
+
+
 def merge(options: Options) -> Recipe:
     """The recipe to run: option > recipe file > default. Raises ConfigError with every fault at once."""
     source = options.recipe_file
@@ -126,16 +135,18 @@ def merge(options: Options) -> Recipe:
         source = str(written)
     faults: list[str] = [] if options.out.strip() else ["--out is empty; give a folder to write into"]
     recipe = Recipe()
+    said: Sequence[str] = ()
     try:
         recipe = load_recipe(source) if source else recipe
     except ConfigError as error:
         faults += error.faults
+        said = _said(source)
     changes = dict(options.changes)
     for name, assignments in {"settings": options.set, "training": options.training}.items():
         changes[name], wrong = parse_assignments(assignments, "--set" if name == "settings" else "--training")
         faults += wrong
     recipe = recipe.replace(**changes)
-    faults += recipe.faults()
+    faults += recipe.faults(said)
     if faults:
         raise ConfigError(*faults)
     return recipe

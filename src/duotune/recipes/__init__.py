@@ -17,7 +17,7 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -99,10 +99,14 @@ class Recipe:
 
         return "detection" if self.method in DETECTION_METHODS and self.method not in METHODS else "classification"
 
-    def faults(self) -> Iterator[str]:
-        """One sentence per value that does not fit, the method's settings included."""
+    def faults(self, said: Container[str] = ()) -> Iterator[str]:
+        """One sentence per value that does not fit, the method's settings included.
+
+        Args:
+            said: names that a file gives values to which cannot be used; they are not absent.
+        """
         for name in ("backbone", "data"):
-            if not getattr(self, name):
+            if not getattr(self, name) and name not in said:
                 yield f"no {name} is given (--{name}, or `{name}:` in the recipe)"
         if self.data:
             yield from self._data_faults()
@@ -228,16 +232,8 @@ def list_recipes() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in resources.files(__name__).iterdir() if p.name.endswith(".yaml"))
 
 
-def load_recipe(source: str | Path) -> Recipe:
-    """Read a recipe.
-
-    Args:
-        source: name of a shipped recipe ("dpt"), or path of a YAML file.
-
-    Raises:
-        UnknownNameError: neither a file nor a shipped recipe. ConfigError: not YAML, or every key and type that does
-        not fit. Values are checked by `Recipe.validate`, because options of a command line may still change them.
-    """
+def read_values(source: str | Path) -> dict[Any, Any]:
+    """What a recipe says, unchecked. Arguments and errors as of `load_recipe`."""
     path = Path(source)
     if os.path.isdir(path):  # unlike Path's, it raises for no name, however long
         raise ConfigError(f"a recipe is a YAML file; {source} is a folder")
@@ -252,6 +248,20 @@ def load_recipe(source: str | Path) -> Recipe:
     values = parse_yaml(text, str(source), ConfigError)
     if not isinstance(values, dict):
         raise ConfigError(f"{source} must hold `key: value` lines; got {type(values).__name__}")
+    return values
+
+
+def load_recipe(source: str | Path) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: name of a shipped recipe ("dpt"), or path of a YAML file.
+
+    Raises:
+        UnknownNameError: neither a file nor a shipped recipe. ConfigError: not YAML, or every key and type that does
+        not fit. Values are checked by `Recipe.validate`, because options of a command line may still change them.
+    """
+    values = read_values(source)
     for key in ("settings", "training"):
         if isinstance(given := values.get(key) or {}, dict):
             values[key] = {k: _number(v) for k, v in given.items()}
@@ -265,4 +275,4 @@ def _number(value: Any) -> Any:
     return parse_value(value) if isinstance(value, str) and value.startswith(tuple("0123456789.-+")) else value
 
 
-__all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "parse_assignments", "parse_value"]
+__all__ = ["CLASSES", "Recipe", "list_recipes", "load_recipe", "parse_assignments", "parse_value", "read_values"]

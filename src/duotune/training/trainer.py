@@ -138,6 +138,7 @@ class PromptTrainer(ResumableTrainer):
             self._data = {"training_images": len(train_dataset)} if hasattr(train_dataset, "__len__") else {}
         if transform is not None:
             self._data["transform"] = transform.key()
+        self._check_length(args, train_dataset)
         if eval_dataset is None and args.metric_for_best:
             raise ConfigError(f"metric_for_best={args.metric_for_best!r} needs validation images, and there are none")
         if eval_dataset is None and (args.eval_strategy != "no" or args.eval_on_start):
@@ -246,6 +247,15 @@ class PromptTrainer(ResumableTrainer):
         batches = len(self.train_dataset) / per_step
         batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
         return max(1, math.ceil(batches / args.gradient_accumulation_steps))
+
+    @staticmethod
+    def _check_length(args: Any, dataset: Any) -> None:
+        """Raises ConfigError if all training images together are dropped as a batch that is not full."""
+        if args.dataloader_drop_last and hasattr(dataset, "__len__") and len(dataset) < args.train_batch_size:
+            raise ConfigError(
+                f"dataloader_drop_last leaves nothing of {len(dataset)} training images, which are fewer than a batch "
+                f"({args.train_batch_size}); take smaller batches, or leave it out"
+            )
 
     # data
 
