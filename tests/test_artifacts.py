@@ -177,6 +177,24 @@ def test_truncated_weights(folder, tiny_clip, keep):
     fails(folder, "truncated or foreign", tiny_clip)
 
 
+def test_weights_of_classes_know_whose_they_are(tiny_clip, tmp_path):
+    make(tiny_clip, "linear_probe").save(tmp_path)
+    path = tmp_path / "prompt.json"
+    whole = json.loads(path.read_text())
+    for names in (NAMES[::-1], ["cat", "dog", "blue square"]):
+        path.write_text(json.dumps({**whole, "class_names": names}))
+        fails(tmp_path, "names other classes, or in another order, than prompt.safetensors was learnt for", tiny_clip)
+    path.write_text(json.dumps(whole))
+    assert load(tmp_path, tiny_clip).class_names == tuple(NAMES)
+
+
+def test_more_classes_than_the_limit(folder, tiny_clip):
+    path = folder / "prompt.json"
+    names = [str(number) for number in range(100_001)]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "class_names": names}))
+    fails(folder, "100,001 classes; the limit is 100,000", tiny_clip)
+
+
 def test_foreign_weights(folder, tiny_clip):
     save_file({"something": torch.zeros(3)}, folder / "prompt.safetensors")
     fails(folder, "truncated or foreign", tiny_clip)

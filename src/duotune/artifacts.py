@@ -26,7 +26,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .errors import ArtifactError, ConfigError, DataError, DuotuneError, one_line
-from .reading import MAX_DESCRIPTION_BYTES, MAX_SHOWN, MAX_WEIGHT_BYTES, because, parse_json, read_bytes, shown
+from .names import first_few
+from .reading import (
+    MAX_CLASSES,
+    MAX_DESCRIPTION_BYTES,
+    MAX_SHOWN,
+    MAX_WEIGHT_BYTES,
+    because,
+    parse_json,
+    read_bytes,
+    shown,
+)
 from .writing import write_together
 
 if TYPE_CHECKING:
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 WEIGHTS, DESCRIPTION = "prompt.safetensors", "prompt.json"
+OWNERS = "class_names"  # in the metadata of WEIGHTS, where numbers belong to classes one by one
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,8 @@ class ArtifactInfo:
         for name, (kind, word) in kinds.items():
             if name in values and not isinstance(values[name], kind):
                 raise TypeError(f"{name!r} is no {word}: {shown(values[name], 60)}")
+        if len(values["class_names"]) > MAX_CLASSES:
+            raise ValueError(f"{len(values['class_names']):,} classes; the limit is {MAX_CLASSES:,}")
         values["class_names"] = tuple(str(n) for n in values["class_names"])
         if not isinstance(values["template"], str):
             values["template"] = tuple(str(t) for t in values["template"])
@@ -158,8 +171,11 @@ def save(
     if broken := sorted(k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()):
         raise ArtifactError(f"{broken[0]} holds NaN or infinity, so there is nothing worth saving; train again")
     stored = _stored_state(model, state, dtype, probe)
-    payload = to_bytes(stored, metadata={"format": "pt"})
     method = model.method
+    metadata = {"format": "pt"}
+    if method.config.bound_to_classes:
+        metadata[OWNERS] = json.dumps(list(method.class_names))
+    payload = to_bytes(stored, metadata=metadata)
     info = ArtifactInfo(
         format=FORMAT,
         method=model.method_name,
@@ -302,7 +318,23 @@ def describe(folder: str | Path) -> ArtifactInfo:
             f"{folder / WEIGHTS} is not the file that {DESCRIPTION} describes (expected {info.num_bytes} bytes with "
             f"SHA-256 {one_line(info.sha256[:12], 12)}…, got {len(payload)} bytes): truncated or foreign; copy it again"
         )
+    owners = _owners(payload)
+    if owners is not None and owners != list(info.class_names):
+        raise ArtifactError(
+            f"{folder / DESCRIPTION} names other classes, or in another order, than {WEIGHTS} was learnt for "
+            f"({first_few(owners)}); copy the artifact again"
+        )
     return info
+
+
+def _owners(payload: bytes) -> list[str] | None:
+    """The classes that weights belong to one by one, as their file says; None if it does not."""
+    length = int.from_bytes(payload[:8], "little")
+    try:
+        header = parse_json(payload[8 : 8 + min(length, MAX_DESCRIPTION_BYTES)], WEIGHTS, ArtifactError)
+        return parse_json(header["__metadata__"][OWNERS], WEIGHTS, ArtifactError)
+    except (ArtifactError, KeyError, TypeError, AttributeError):
+        return None  # reading the tensors says what is wrong, if anything is
 
 
 def load(

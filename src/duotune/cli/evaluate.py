@@ -117,15 +117,13 @@ def run(options: Options) -> int:
         "progress": sys.stderr.isatty(),
     }
     data = everything.subset("base" if options.base_to_new else options.classes)
+    if not options.base_to_new and not getattr(data, options.split):
+        raise DataError(f"{data.name} has no {options.split} images; choose --split: it has {images_per_split(data)}")
     model, data = _model(options, data)
     if options.base_to_new:
         both = base_to_new(model, everything, **how)
         text, shown = both.to_json(), str(both)
     else:
-        if not getattr(data, options.split):
-            raise DataError(
-                f"{data.name} has no {options.split} images; choose --split: it has {images_per_split(data)}"
-            )
         result = evaluate(model, getattr(data, options.split), **how)
         metrics = result.metrics
         text = result.to_json()
