@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "simulated"
+LIBRARIES = str(Path(torch.__file__).parents[1])
 aten = torch.ops.aten
 
 
@@ -255,7 +256,8 @@ class SimulatedDevice(TorchDispatchMode):
         counts: of everything since the last `taken`.
 
     Args:
-        root: lines of files below it are named. by_line: name those that launch kernels too, which takes time.
+        root: lines of files below it are named, those of installed libraries (a `.venv` may lie there) left out.
+        by_line: name those that launch kernels too, which takes time.
     """
 
     def __init__(self, root: str | Path, by_line: bool = False):
@@ -369,7 +371,7 @@ class SimulatedDevice(TorchDispatchMode):
         frame = sys._getframe(2)
         while frame is not None:
             name = frame.f_code.co_filename
-            if name.startswith(self.root) and name != __file__:
+            if name.startswith(self.root) and not name.startswith(LIBRARIES) and name != __file__:
                 return f"{Path(name).name}:{frame.f_lineno} {frame.f_code.co_name}"
             frame = frame.f_back
         return "the backward pass"

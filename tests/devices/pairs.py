@@ -178,6 +178,13 @@ def planted(backbone: Backbone, there: Backbone, machine: SimulatedDevice) -> di
     return result
 
 
+def asked_by_a_library(machine: SimulatedDevice) -> dict[str, int]:
+    """The waits of one `item()` that torch calls, where torch lies below `root` as in a clone with its `.venv`."""
+    with machine:
+        torch.utils._pytree.tree_map(lambda x: x.item(), [torch.ones(1).to(DEVICE)])
+    return dict(machine.counts.waits)
+
+
 def main(out: str) -> None:
     for name, kind in OUTSIDE.items():
         METHODS.register(name, kind)
@@ -196,6 +203,7 @@ def main(out: str) -> None:
                     result["pairs"][str(case)] = pair(backbone, there, case, machine)
             if name == "clip":
                 result["faults"] = planted(backbone, there, machine)
+    result["library"] = asked_by_a_library(SimulatedDevice(Path(ROOT.anchor)))
     Path(out).write_text(json.dumps(result, indent=1))
 
 

@@ -90,6 +90,10 @@ def test_boxes_come_to_the_host_in_one_copy_per_picture(seen, case):
     assert sum(copies) == 2 and not prediction["blocking"], prediction
 
 
+def test_lines_of_libraries_are_not_named_wherever_they_lie(seen):
+    assert [where.split(" at ")[1].split(":")[0] for where in seen["library"]] == ["pairs.py"]
+
+
 # ------------------------------------------------------------------ faults
 
 FAULTS_BACKWARDS = ("a boolean index", "a copy to the host", "an index of the CPU")
