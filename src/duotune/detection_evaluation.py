@@ -273,7 +273,9 @@ def _items(model: PromptedDetector, data: DetectionData, split: str) -> tuple[De
         )
     items = getattr(data, split)
     if not items:
-        raise DataError(f"{data.name} has no {split} pictures; it has {images_per_split(data)}")
+        raise DataError(
+            f"{data.name} has no {split} pictures; choose another split (--split): it has {images_per_split(data)}"
+        )
     return items
 
 

@@ -154,7 +154,7 @@ def test_evaluation_says_what_does_not_fit(model, data, tiny_clip, tmp_path):
     quiet = {"workers": 0, "progress": False}
     with pytest.raises(ConfigError, match="the model finds 1 classes, things has other 2"):
         evaluate_detector(attach(model.backbone, "zero_shot", ["cat"]), data, **quiet)
-    with pytest.raises(DataError, match="things has no test pictures; it has 6 train, 3 val"):
+    with pytest.raises(DataError, match="things has no test pictures; choose .*--split.*: it has 6 train, 3 val"):
         evaluate_detector(model, replace(data, test=()), **quiet)
     with pytest.raises(ConfigError, match="split must be train, val or test, not 'valid'"):
         evaluate_detector(model, data, "valid", **quiet)

@@ -153,7 +153,9 @@ def _model(options: Options, data):
         from ..model import attach
 
         if options.ensemble and not data.templates:
-            raise ConfigError(f"{data.name} has no list of templates; leave out --ensemble")
+            raise ConfigError(
+                f"{data.name} has no list of templates (`templates` in its dataset.json); leave out --ensemble"
+            )
         template = data.templates if options.ensemble else options.template or data.template
         return attach(
             load_backbone(options.backbone, device=options.device), options.method, data.class_names, template
